@@ -1,0 +1,205 @@
+package waitgraph
+
+import "slices"
+
+// side is one of the events that an object can give: it happens when the last
+// file with this end goes.
+type side struct {
+	end    End
+	suffix string // what follows the object's name in the source's
+}
+
+var pipeSides = []side{{EndWrite, ""}, {EndRead, " (read end)"}}
+
+// sides is the rule of each channel: which losses wake the sleepers of an
+// object. pipe_release() wakes both of a pipe's queues when either side loses
+// its last file while the other has some, so every sleeper waits on both
+// sides, whichever queue it sleeps on.
+func sides(c Channel) []side {
+	switch c {
+	case ChannelPipe, ChannelFIFO:
+		return pipeSides
+	}
+	return nil
+}
+
+// counted is the kernel's own count of files on one side.
+func (o *Object) counted(e End) int64 {
+	if e == EndWrite {
+		return int64(o.Writers)
+	}
+	return int64(o.Readers)
+}
+
+// New builds the graph of a snapshot. Indexes in the snapshot must be in
+// range. The result does not depend on the order of descriptors and sleepers,
+// and keeps nothing of the snapshot but Processes and the objects' names.
+//
+// The work is linear in the snapshot, sorting aside: lists that do not arrive
+// in order of process are sorted, one object at a time.
+func New(s *Snapshot) *Graph {
+	g := &Graph{Processes: s.Processes}
+	g.indexPIDs()
+	b := newBuilder(s)
+	for o := range s.Objects {
+		b.object(int32(o), &s.Objects[o])
+	}
+	g.Sources, g.holders, g.waiters = b.sources, b.holders, b.waiters
+	for i := range g.Sources {
+		g.Sources[i].Holders = g.holders.row(int32(i))
+		g.Sources[i].Waiters = g.waiters.row(int32(i))
+	}
+	g.held = transpose(g.holders, len(g.Processes))
+	g.waits = transpose(g.waiters, len(g.Processes))
+	return g
+}
+
+// builder turns the objects of a snapshot into sources, one at a time.
+type builder struct {
+	records
+	descriptors []Descriptor
+	alive       []bool // by process: a zombie neither holds nor waits
+
+	sources          []Source
+	holders, waiters rows
+
+	// Scratch. explained goes by file of the current object; plain counts its
+	// plain sleepers, by process; seen is the last file for which a process
+	// was counted, plus one.
+	explained   []int64
+	plain, seen []int32
+	keys        []uint64
+}
+
+func newBuilder(s *Snapshot) *builder {
+	b := &builder{
+		descriptors: s.Descriptors,
+		alive:       make([]bool, len(s.Processes)),
+		plain:       make([]int32, len(s.Processes)),
+		seen:        make([]int32, len(s.Processes)),
+	}
+	for p := range s.Processes {
+		b.alive[p] = s.Processes[p].Alive()
+	}
+	b.records.sort(s)
+
+	// Nearly always one side of an object has waiters that the other has not.
+	watched := 0
+	for o := range s.Objects {
+		if b.sleeperStart[o] < b.sleeperStart[o+1] {
+			watched++
+		}
+	}
+	b.sources = make([]Source, 0, watched)
+	b.waiters.list = make([]int32, 0, len(b.sleepers))
+	b.holders.list = make([]int32, 0, watched+watched/8+64) // behind the end is scratch
+	b.waiters.start = append(make([]int32, 0, watched+1), 0)
+	b.holders.start = append(make([]int32, 0, watched+1), 0)
+	return b
+}
+
+// object appends the sources of object o that somebody waits on.
+func (b *builder) object(o int32, obj *Object) {
+	v := b.view(o)
+	if len(v.sleepers) == 0 {
+		return
+	}
+	explained := false
+	for _, side := range sides(obj.Channel) {
+		holders := b.appendHolders(side.end, v)
+		waiters := b.appendWaiters(holders, v.sleepers)
+		if len(waiters) == 0 {
+			continue
+		}
+		if !explained {
+			b.explain(v)
+			explained = true
+		}
+		src := Source{Channel: obj.Channel, Name: obj.Name}
+		b.account(&src, obj.counted(side.end), side.end, v)
+		if len(holders) == 0 && !src.Unaccounted {
+			// The side is gone, or goes without anybody's death.
+			if src.Counted = obj.counted(side.end); src.Counted == 0 {
+				continue
+			}
+			src.Unaccounted = true
+		}
+		if side.suffix != "" {
+			src.Name += side.suffix
+		}
+		b.add(src, holders, waiters)
+	}
+}
+
+// add appends a source whose holders and waiters are already written behind
+// the ends of their lists.
+func (b *builder) add(src Source, holders, waiters []int32) {
+	b.sources = append(b.sources, src)
+	b.holders.list = b.holders.list[:len(b.holders.list)+len(holders)]
+	b.holders.start = append(b.holders.start, int32(len(b.holders.list)))
+	b.waiters.list = b.waiters.list[:len(b.waiters.list)+len(waiters)]
+	b.waiters.start = append(b.waiters.start, int32(len(b.waiters.list)))
+}
+
+// appendHolders writes the living processes that keep a side open behind the
+// end of the holders' list, without lengthening it, and returns them.
+func (b *builder) appendHolders(end End, v view) []int32 {
+	at := len(b.holders.list)
+	list := b.holders.list
+	for f := v.files.first; f < v.files.end; f++ {
+		if b.ends[f]&end == 0 {
+			continue
+		}
+		for _, e := range b.entriesOf(f) {
+			if b.alive[e.process] {
+				list = append(list, e.process)
+			}
+		}
+	}
+	// A poll keeps its files open even if another thread closes the
+	// descriptor meanwhile.
+	for _, s := range v.sleepers {
+		if s.file >= 0 && b.ends[s.file]&end != 0 && b.alive[s.process] {
+			list = append(list, s.process)
+		}
+	}
+	b.holders.list = list[:at]
+	return sortDistinct(list[at:])
+}
+
+// appendWaiters writes the living sleepers that are not among holders behind
+// the end of the waiters' list, without lengthening it, and returns them. A
+// holder cannot be woken by the last holder's death: it is one, and alive.
+func (b *builder) appendWaiters(holders []int32, sleepers []sleeper) []int32 {
+	at := len(b.waiters.list)
+	list := b.waiters.list
+	for _, s := range sleepers {
+		if b.alive[s.process] {
+			list = append(list, s.process)
+		}
+	}
+	b.waiters.list = list[:at]
+	waiters := sortDistinct(list[at:])
+	n := 0
+	for _, p := range waiters {
+		for len(holders) > 0 && holders[0] < p {
+			holders = holders[1:]
+		}
+		if len(holders) == 0 || holders[0] != p {
+			waiters[n] = p
+			n++
+		}
+	}
+	return waiters[:n]
+}
+
+// sortDistinct sorts list in place and drops duplicates.
+func sortDistinct(list []int32) []int32 {
+	for i := 1; i < len(list); i++ {
+		if list[i-1] >= list[i] {
+			slices.Sort(list)
+			return slices.Compact(list)
+		}
+	}
+	return list
+}
