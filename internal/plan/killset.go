@@ -1,0 +1,201 @@
+package plan
+
+import (
+	"strconv"
+
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
+)
+
+// What the kill does to a source.
+const (
+	held        uint8 = 1 << iota // some holder is in the kill set
+	fires                         // all are, and all are accounted for
+	soft                          // all that were found are, but some were not found
+	unaccounted                   // as in the graph
+)
+
+// killSet is the set of processes to kill, and what follows for each source.
+type killSet struct {
+	g       *waitgraph.Graph
+	options Options
+
+	in     []bool  // by process
+	target []bool  // by process
+	cause  []int32 // by process: the source that made a dependent join
+	under  []int32 // by process: its nearest target ancestor, or -1; only under DependentsDescendants
+	state  []uint8 // by source
+	alive  []int32 // by source: holders outside the kill set
+	fired  []int32 // sources that fire, in the order found
+	size   int
+}
+
+func newKillSet(g *waitgraph.Graph, targets []int32, o Options) *killSet {
+	k := &killSet{
+		g: g, options: o,
+		in:     make([]bool, len(g.Processes)),
+		target: make([]bool, len(g.Processes)),
+		cause:  make([]int32, len(g.Processes)),
+		state:  make([]uint8, len(g.Sources)),
+		alive:  make([]int32, len(g.Sources)),
+		fired:  make([]int32, 0, len(g.Sources)),
+	}
+	for _, t := range targets {
+		if k.killable(t) && !k.in[t] {
+			k.in[t], k.target[t] = true, true
+			k.size++
+		}
+	}
+	if o.Dependents == DependentsDescendants {
+		k.markDescendants()
+	}
+	// Sources in order rather than through the targets: the memory is then
+	// read in order too.
+	for i := range g.Sources {
+		s := int32(i)
+		if g.Sources[i].Unaccounted {
+			k.state[s] = unaccounted
+		}
+		holders, dead := g.Holders(s), int32(0)
+		for _, h := range holders {
+			if k.in[h] {
+				dead++
+			}
+		}
+		k.alive[s] = int32(len(holders)) - dead
+		if dead > 0 {
+			k.state[s] |= held
+			k.settle(s)
+		}
+	}
+	return k
+}
+
+// killable reports whether p may be killed at all, whatever the policy.
+func (k *killSet) killable(p int32) bool {
+	if int(p) < len(k.options.Protected) && k.options.Protected[p] {
+		return false
+	}
+	process := &k.g.Processes[p]
+	return process.PID != 0 && !process.KernelThread && !process.NamespaceInit && process.Alive()
+}
+
+// joins reports whether p joins the kill set when the kill would wake it. To
+// descend from a dependent adds nothing: under the policy that asks, every
+// dependent descends from a target itself.
+func (k *killSet) joins(p int32) bool {
+	switch k.options.Dependents {
+	case DependentsAll:
+		return k.killable(p)
+	case DependentsDescendants:
+		return k.under[p] >= 0 && k.killable(p)
+	}
+	return false
+}
+
+// markDescendants fills in under. Each target marks what is below it and
+// leaves what is below another target to that one, so each process is marked
+// once, even where the parents form a cycle.
+func (k *killSet) markDescendants() {
+	n := len(k.in)
+	k.under = make([]int32, n)
+	child, sibling := make([]int32, n), make([]int32, n)
+	for i := range child {
+		k.under[i], child[i] = -1, -1
+	}
+	for i := n - 1; i >= 0; i-- { // backwards: each list comes out ascending
+		if parent := k.g.Parent(int32(i)); parent >= 0 {
+			sibling[i], child[parent] = child[parent], int32(i)
+		}
+	}
+	var stack []int32
+	for i := range k.target {
+		if !k.target[i] {
+			continue
+		}
+		for stack = append(stack[:0], int32(i)); len(stack) > 0; {
+			top := stack[len(stack)-1]
+			stack = stack[:len(stack)-1]
+			for c := child[top]; c >= 0; c = sibling[c] {
+				if k.under[c] < 0 {
+					k.under[c] = int32(i)
+					if !k.target[c] {
+						stack = append(stack, c)
+					}
+				}
+			}
+		}
+	}
+}
+
+// settle notes what follows once no holder of s is left alive.
+func (k *killSet) settle(s int32) {
+	switch {
+	case k.alive[s] > 0:
+	case k.state[s]&unaccounted != 0:
+		k.state[s] |= soft
+	default:
+		k.state[s] |= fires
+		k.fired = append(k.fired, s)
+	}
+}
+
+// close adds dependents until nothing changes.
+func (k *killSet) close() {
+	for i := 0; i < len(k.fired); i++ { // grows meanwhile
+		for _, w := range k.g.Waiters(k.fired[i]) {
+			if k.in[w] || !k.joins(w) {
+				continue
+			}
+			k.in[w], k.cause[w] = true, k.fired[i]
+			k.size++
+			for _, s := range k.g.Held(w) {
+				k.alive[s]--
+				k.state[s] |= held
+				k.settle(s)
+			}
+		}
+	}
+}
+
+// naive counts who would wake if only the targets died, and their swapped-out
+// bytes. It is called before close, when the set is the targets.
+func (k *killSet) naive() (wakes int, swap uint64) {
+	for i := range k.in {
+		if k.in[i] {
+			continue
+		}
+		for _, s := range k.g.Waits(int32(i)) {
+			if k.state[s]&fires != 0 {
+				wakes++
+				swap += k.g.Processes[i].SwapBytes
+				break
+			}
+		}
+	}
+	return wakes, swap
+}
+
+// member says who p is and why it is here.
+func (k *killSet) member(p int32) Member {
+	if k.target[p] {
+		return Member{Process: p, Role: RoleTarget}
+	}
+	s := k.cause[p]
+	name := k.g.Sources[s].Name
+	because := ""
+	if k.options.Dependents == DependentsDescendants {
+		because = "descendant of " + label(k.g, k.under[p]) + ", waits on " + name
+	} else {
+		holders := k.g.Holders(s)
+		because = "waits on " + name + ", held by " + label(k.g, holders[0])
+		if others := len(holders) - 1; others > 0 {
+			because += " and " + strconv.Itoa(others) + " more"
+		}
+	}
+	return Member{Process: p, Role: RoleDependent, Because: because}
+}
+
+// label is Process.String without fmt: it is called for each dependent.
+func label(g *waitgraph.Graph, p int32) string {
+	return g.Processes[p].Comm + "[" + strconv.Itoa(int(g.Processes[p].PID)) + "]"
+}
