@@ -1,0 +1,69 @@
+package target
+
+import (
+	"regexp"
+	"regexp/syntax"
+)
+
+// pattern is a POSIX extended regular expression that is searched in a name.
+type pattern struct {
+	re     *regexp.Regexp
+	minLen int // bytes of the shortest text that it can match
+}
+
+// ere makes Go read an expression as regcomp(REG_EXTENDED) does.
+// regexp.CompilePOSIX alone would not: there ^ and $ also match at line breaks
+// and a dot or [^x] does not match one, so that a process could choose a name
+// of two lines and be taken for somebody else.
+const ere = syntax.POSIX | syntax.OneLine | syntax.DotNL | syntax.ClassNL
+
+func compilePattern(expr string, exact bool) (pattern, error) {
+	// First on its own, so that an expression like "a)|(b" cannot become
+	// valid by being wrapped.
+	tree, err := syntax.Parse(expr, ere)
+	if err != nil {
+		return pattern{}, err
+	}
+	if exact {
+		if tree, err = syntax.Parse("^("+expr+")$", ere); err != nil {
+			return pattern{}, err
+		}
+	}
+	// The tree prints itself as the same expression in Go's own syntax.
+	re, err := regexp.Compile(tree.String())
+	if err != nil {
+		return pattern{}, err
+	}
+	re.Longest()
+	return pattern{re, minLen(tree)}, nil
+}
+
+func (p pattern) match(s string) bool { return p.re.MatchString(s) }
+
+// minLen is the length in bytes of the shortest text that re can match. Runes
+// count as one byte each, since an invalid byte matches as one.
+func minLen(re *syntax.Regexp) int {
+	switch re.Op {
+	case syntax.OpLiteral:
+		return len(string(re.Rune))
+	case syntax.OpCharClass, syntax.OpAnyChar, syntax.OpAnyCharNotNL:
+		return 1
+	case syntax.OpCapture, syntax.OpPlus:
+		return minLen(re.Sub[0])
+	case syntax.OpRepeat:
+		return re.Min * minLen(re.Sub[0])
+	case syntax.OpConcat:
+		n := 0
+		for _, sub := range re.Sub {
+			n += minLen(sub)
+		}
+		return n
+	case syntax.OpAlternate:
+		n := minLen(re.Sub[0])
+		for _, sub := range re.Sub[1:] {
+			n = min(n, minLen(sub))
+		}
+		return n
+	}
+	return 0
+}
