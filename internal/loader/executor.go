@@ -1,0 +1,290 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
+)
+
+// Executor holds the programs that can signal: the fork tracker with
+// inheritance, the tripwire, and the batch engine where the kernel has it.
+//
+// Loading attaches the fork tracker only. Nothing is signalled before
+// [Executor.Open], nor after the deadline given there. The executor's file
+// descriptors are the only references to its programs: when the process dies,
+// at whatever moment, the kernel drops them all.
+//
+// It is not safe for concurrent use.
+type Executor struct {
+	coll    *ebpf.Collection
+	links   []link.Link
+	victims []executeVictim
+	batch   *batchCall
+
+	// What Open stores and where, prepared so that Open does not allocate.
+	opened   *ebpf.Variable
+	openedAt any
+	storage  [8]byte
+}
+
+// ExecutorOptions size an [Executor]. The zero value is the default.
+type ExecutorOptions struct {
+	// Processes is how many processes may be doomed, children forked in the
+	// race included. 0 takes twice the number of tasks on the machine.
+	Processes int
+	// Batch loads the batch engine. Probe with [HaveBatch] first.
+	Batch bool
+}
+
+// forksMin is the least number of forks on the whole machine that can be
+// recorded. Those that end childless are forgotten.
+const forksMin = 32 << 10
+
+// NewExecutor loads the programs and attaches the fork tracker: from its
+// return on, every process is in a snapshot taken later, or has its fork
+// recorded. The caller closes it.
+func NewExecutor(o ExecutorOptions) (*Executor, error) {
+	spec, err := loadExecute()
+	if err != nil {
+		return nil, fmt.Errorf("parse execute object: %w", err)
+	}
+	if o.Processes == 0 {
+		o.Processes = 2*taskCount() + 4096
+	}
+	for _, name := range []string{executeMapDoomed, executeMapVictims} {
+		spec.Maps[name].MaxEntries = uint32(o.Processes)
+	}
+	spec.Maps[executeMapForks].MaxEntries = uint32(max(o.Processes, forksMin))
+	if !o.Batch {
+		delete(spec.Programs, executeProgDeliver)
+	}
+	addSeconds(spec, executeProgTrackFork, executeProgForgetFork, executeProgTripwire)
+	capKill, err := hasCapability(unix.CAP_KILL)
+	if err != nil {
+		return nil, err
+	}
+	if err := setVariables(spec, map[string]any{
+		"tripwire_enabled": tripwireEnabled,
+		"killer_uid":       uint32(unix.Getuid()),
+		"killer_euid":      uint32(unix.Geteuid()),
+		"killer_cap_kill":  capKill,
+	}); err != nil {
+		return nil, err
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, *collectionOptions())
+	if err != nil {
+		return nil, fmt.Errorf("load execute programs: %w", err)
+	}
+	e := &Executor{coll: coll, opened: coll.Variables["opened_ns"]}
+	e.openedAt = e.storage[:]
+	for _, program := range []string{executeProgTrackFork, executeProgForgetFork} {
+		if err := e.attach(program); err != nil {
+			return nil, errors.Join(err, e.Close())
+		}
+	}
+	return e, nil
+}
+
+func (e *Executor) attach(program string) error {
+	links, err := attachTracepoint(e.coll, program)
+	e.links = append(e.links, links...)
+	return err
+}
+
+// Close detaches and unloads everything, and reports every error on the way.
+func (e *Executor) Close() error {
+	var errs []error
+	for _, l := range e.links {
+		errs = append(errs, l.Close())
+	}
+	e.coll.Close()
+	return errors.Join(errs...)
+}
+
+// HasBatch reports whether the batch engine is loaded.
+func (e *Executor) HasBatch() bool { return e.coll.Programs[executeProgDeliver] != nil }
+
+// Doom writes down the kill set, in the order of the signals. From then on
+// children of its members are doomed at their fork. Nobody is signalled yet.
+func (e *Executor) Doom(procs []waitgraph.Process) error {
+	m := e.coll.Maps[executeMapDoomed]
+	if len(procs) > int(m.MaxEntries()) {
+		return fmt.Errorf("doom %d processes: no more than %d fit", len(procs), m.MaxEntries())
+	}
+	e.victims = make([]executeVictim, len(procs))
+	slots := make([]uint32, len(procs))
+	for i := range procs {
+		p := &procs[i]
+		slots[i] = uint32(i)
+		e.victims[i] = executeVictim{StartNs: p.StartNS, Tgid: p.KernelPID}
+		if err := m.Update(p.KernelPID, executeDoomed{StartNs: p.StartNS}, ebpf.UpdateAny); err != nil {
+			return fmt.Errorf("doom %v: %w", p, err)
+		}
+	}
+	if len(procs) > 0 && e.HasBatch() {
+		if _, err := e.coll.Maps[executeMapVictims].BatchUpdate(slots, e.victims, nil); err != nil {
+			return fmt.Errorf("write the plan: %w", err)
+		}
+	}
+	if e.HasBatch() {
+		e.batch = newBatchCall(e.coll.Programs[executeProgDeliver].FD(), len(procs))
+	}
+	return nil
+}
+
+// Arm attaches the tripwire and sets the deadline after which no program
+// signals any more. The tripwire stays silent until [Executor.Open].
+func (e *Executor) Arm(deadline time.Duration) error {
+	if err := e.coll.Variables["deadline_ns"].Set(monotonicNS() + uint64(deadline)); err != nil {
+		return fmt.Errorf("set the deadline: %w", err)
+	}
+	return e.attach(executeProgTripwire)
+}
+
+// Open opens the window with one store, for the engines that deliver from user
+// space. It does not allocate.
+func (e *Executor) Open() error {
+	putUint64(e.storage[:], monotonicNS())
+	return e.opened.Set(e.openedAt)
+}
+
+// Deliver opens the window and signals the kill set in order, in one system
+// call. It does not allocate. Linux 6.13 or later, after [Executor.Doom].
+func (e *Executor) Deliver() error {
+	if errno := e.batch.run(); errno != 0 {
+		return fmt.Errorf("run the batch engine: %w", errno)
+	}
+	return nil
+}
+
+// Disarm ends the tripwire and inheritance: no program signals after it.
+func (e *Executor) Disarm() error {
+	return e.opened.Set(uint64(0))
+}
+
+// DeliveryErrors returns, after Deliver, what became of each process in
+// the order of Doom: nil where it was signalled, else the errno.
+func (e *Executor) DeliveryErrors() ([]error, error) {
+	if len(e.victims) == 0 {
+		return nil, nil
+	}
+	slots := make([]uint32, len(e.victims))
+	var cursor ebpf.MapBatchCursor
+	n, err := e.coll.Maps[executeMapVictims].BatchLookup(&cursor, slots, e.victims, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil, fmt.Errorf("read delivery status: %w", err)
+	}
+	errs := make([]error, len(e.victims))
+	for i := range errs {
+		switch {
+		case i >= n || e.victims[i].Status == 0:
+			errs[i] = errNotReached
+		case e.victims[i].Status < 0:
+			errs[i] = unix.Errno(-e.victims[i].Status)
+		}
+	}
+	return errs, nil
+}
+
+var errNotReached = errors.New("the batch engine did not get to it")
+
+// Inherit dooms the children that forked before Doom wrote down their parents
+// and that known, the snapshot, does not have; from its first call on the kernel
+// side follows forks over dead generations, too. It returns every inherited
+// process so far, those doomed at their birth included.
+func (e *Executor) Inherit(known func(waitgraph.KernelIdentity) bool) ([]waitgraph.KernelIdentity, error) {
+	if err := e.hunt(known); err != nil {
+		return nil, err
+	}
+	doomed, err := e.doomed()
+	if err != nil {
+		return nil, err
+	}
+	forks, err := e.forks()
+	if err != nil {
+		return nil, err
+	}
+	children := make(map[waitgraph.KernelIdentity][]waitgraph.KernelIdentity)
+	for child, f := range forks {
+		parent := waitgraph.KernelIdentity{KernelPID: f.Parent, StartNS: f.ParentStartNs}
+		children[parent] = append(children[parent], waitgraph.KernelIdentity{KernelPID: child, StartNS: f.StartNs})
+	}
+	queue := make([]waitgraph.KernelIdentity, 0, len(doomed))
+	for tgid, d := range doomed {
+		queue = append(queue, waitgraph.KernelIdentity{KernelPID: tgid, StartNS: d.StartNs})
+	}
+	for len(queue) > 0 {
+		parent := queue[0]
+		queue = queue[1:]
+		for _, child := range children[parent] {
+			if d, ok := doomed[child.KernelPID]; known(child) || ok && d.StartNs == child.StartNS {
+				continue
+			}
+			d := executeDoomed{StartNs: child.StartNS, Inherited: 1}
+			if err := e.coll.Maps[executeMapDoomed].Update(child.KernelPID, d, ebpf.UpdateAny); err != nil {
+				return nil, fmt.Errorf("doom a child forked in the race: %w", err)
+			}
+			doomed[child.KernelPID] = d
+			queue = append(queue, child)
+		}
+	}
+	var out []waitgraph.KernelIdentity
+	for tgid, d := range doomed {
+		if d.Inherited != 0 {
+			out = append(out, waitgraph.KernelIdentity{KernelPID: tgid, StartNS: d.StartNs})
+		}
+	}
+	return out, nil
+}
+
+// hunt forgets the forks of known processes, whom the plan has judged, and lets
+// the kernel side follow all others to their doomed ancestors.
+func (e *Executor) hunt(known func(waitgraph.KernelIdentity) bool) error {
+	var on uint64
+	if err := e.coll.Variables["hunting"].Get(&on); err != nil || on != 0 {
+		return err
+	}
+	forks, err := e.forks()
+	if err != nil {
+		return err
+	}
+	for child, f := range forks {
+		if !known(waitgraph.KernelIdentity{KernelPID: child, StartNS: f.StartNs}) {
+			continue
+		}
+		err := e.coll.Maps[executeMapForks].Delete(child)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("forget a fork: %w", err)
+		}
+	}
+	return e.coll.Variables["hunting"].Set(uint64(1))
+}
+
+func (e *Executor) forks() (map[int32]executeForked, error) {
+	m, err := readMap[int32, executeForked](e.coll.Maps[executeMapForks])
+	if err != nil {
+		return nil, fmt.Errorf("read forks: %w", err)
+	}
+	return m, nil
+}
+
+// LostForks counts children that found no space to be recorded. Where it is not
+// zero, only a fresh look at all processes shows who is left.
+func (e *Executor) LostForks() (n uint64, err error) {
+	err = e.coll.Variables["lost_forks"].Get(&n)
+	return n, err
+}
+
+func (e *Executor) doomed() (map[int32]executeDoomed, error) {
+	m, err := readMap[int32, executeDoomed](e.coll.Maps[executeMapDoomed])
+	if err != nil {
+		return nil, fmt.Errorf("read the doomed: %w", err)
+	}
+	return m, nil
+}

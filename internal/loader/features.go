@@ -1,0 +1,136 @@
+package loader
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
+)
+
+// Requirements of the kill path.
+const (
+	minMajor, minMinor = 5, 10
+	kernelBTF          = "/sys/kernel/btf/vmlinux"
+	batchKfunc         = "bpf_send_signal_task"
+	// BatchSince is the first kernel with the batch engine's kfunc
+	// (commit 6280cf718db0).
+	BatchSince = "6.13"
+	// CgroupKillSince is the first kernel with cgroup.kill (661ee6281605).
+	CgroupKillSince = "5.14"
+)
+
+// ErrUnsupported says that the kernel lacks a feature; the message names the
+// first kernel that has it.
+var ErrUnsupported = errors.New("not supported by this kernel")
+
+// Kernel returns the running kernel's release, "6.18.44" for example.
+func Kernel() (string, error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "", fmt.Errorf("read kernel release: %w", err)
+	}
+	return unix.ByteSliceToString(u.Release[:]), nil
+}
+
+// CheckKernel returns an error that names what the kernel lacks for bpfkill to
+// work at all: Linux 5.10 and BTF of the kernel itself.
+func CheckKernel() error {
+	release, err := Kernel()
+	if err != nil {
+		return err
+	}
+	if err := checkRelease(release); err != nil {
+		return err
+	}
+	if _, err := os.Stat(kernelBTF); err != nil {
+		return fmt.Errorf("this kernel has no BTF (%s): bpfkill needs one built with CONFIG_DEBUG_INFO_BTF", kernelBTF)
+	}
+	return nil
+}
+
+func checkRelease(release string) error {
+	var major, minor int
+	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
+		return fmt.Errorf("cannot tell the version of kernel release %q", release)
+	}
+	if major < minMajor || major == minMajor && minor < minMinor {
+		return fmt.Errorf("kernel %s is too old: bpfkill needs Linux %d.%d or later", release, minMajor, minMinor)
+	}
+	return nil
+}
+
+// needed lists, for each capability of the kill path, those that include it.
+var needed = []struct {
+	name string
+	any  []int
+	use  string
+}{
+	{"CAP_BPF", []int{unix.CAP_BPF, unix.CAP_SYS_ADMIN}, "to load BPF programs"},
+	{"CAP_PERFMON", []int{unix.CAP_PERFMON, unix.CAP_SYS_ADMIN}, "to read kernel memory and trace"},
+	{"CAP_SYSLOG", []int{unix.CAP_SYSLOG}, "to read kernel symbol addresses"},
+}
+
+// CheckCapabilities returns an error that names every capability that the
+// calling process lacks for snapshot, kill and measurement.
+func CheckCapabilities() error {
+	var missing []string
+	for _, n := range needed {
+		held := false
+		for _, c := range n.any {
+			ok, err := hasCapability(c)
+			if err != nil {
+				return err
+			}
+			held = held || ok
+		}
+		if !held {
+			missing = append(missing, n.name+" ("+n.use+")")
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("missing %s: run bpfkill as root", strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// hasCapability reports whether a capability is in the effective set of the
+// calling thread.
+func hasCapability(c int) (bool, error) {
+	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&hdr, &data[0]); err != nil {
+		return false, fmt.Errorf("read capabilities: %w", err)
+	}
+	return data[c/32].Effective&(1<<(c%32)) != 0, nil
+}
+
+// HaveBatch returns nil where the kernel has what the batch engine needs, an
+// error wrapping [ErrUnsupported] where it has not, and another error where
+// that could not be told.
+func HaveBatch() error {
+	spec, err := btf.LoadKernelSpec()
+	if err != nil {
+		return fmt.Errorf("read kernel BTF: %w", err)
+	}
+	var fn *btf.Func
+	switch err := spec.TypeByName(batchKfunc, &fn); {
+	case errors.Is(err, btf.ErrNotFound):
+		return fmt.Errorf("the batch engine needs the kfunc %s, Linux %s or later: %w", batchKfunc, BatchSince, ErrUnsupported)
+	case err != nil:
+		return fmt.Errorf("look up %s in kernel BTF: %w", batchKfunc, err)
+	}
+	return nil
+}
+
+// Prepare raises RLIMIT_MEMLOCK on kernels before 5.11, which charge BPF
+// memory to it. Call it before the first New function of this package.
+func Prepare() error {
+	if err := rlimit.RemoveMemlock(); err != nil {
+		return fmt.Errorf("raise RLIMIT_MEMLOCK (needs CAP_SYS_RESOURCE): %w", err)
+	}
+	return nil
+}

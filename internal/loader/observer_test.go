@@ -1,0 +1,199 @@
+package loader
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/storm"
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
+)
+
+// wakesOf lists the measured wakes of one process.
+func wakesOf(t *testing.T, o *Observer, p waitgraph.Process) []Wake {
+	t.Helper()
+	obs, err := o.Collect()
+	must(t, err)
+	if obs.Lost != 0 {
+		t.Errorf("%d events lost", obs.Lost)
+	}
+	var out []Wake
+	for _, w := range obs.Wakes {
+		if w.Wakee == p.KernelIdentity() {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
+// TestBystandersWakeIsNamed: who was woken, by whose death, through what.
+func TestBystandersWakeIsNamed(t *testing.T) {
+	e := newExecutor(t)
+	o := observe(t, e)
+	d := stageDuo(t)
+	must(t, e.Doom([]waitgraph.Process{d.writer}))
+	kill(t, int(d.writer.PID))
+	if !d.settled(t) {
+		t.Fatal("the reader died")
+	}
+	got := wakesOf(t, o, d.reader)
+	want := Wake{Cause: d.writer.KernelPID, Wakee: d.reader.KernelIdentity(), WakeeComm: "router",
+		Channel: waitgraph.ChannelPipe, Count: 1}
+	if len(got) != 1 || got[0] != want {
+		t.Errorf("%+v, want one %+v", got, want)
+	}
+	f := fateOf(t, o, d.writer)
+	if f.SignalledNS == 0 || f.DeliveredNS < f.SignalledNS || f.ExitNS < f.DeliveredNS {
+		t.Errorf("the writer's times are out of order: %+v", f)
+	}
+}
+
+// TestEarlyWake: a member that another member's death wakes before its own
+// signal. Whether it also ran is the tripwire's affair.
+func TestEarlyWake(t *testing.T) {
+	e := newExecutor(t)
+	o := observe(t, e)
+	d := stageDuo(t)
+	must(t, e.Doom([]waitgraph.Process{d.writer, d.reader})) // the wrong order
+	must(t, e.Arm(patience))
+	must(t, e.Open())
+	kill(t, int(d.writer.PID))
+	if d.settled(t) {
+		t.Error("the reader ran user code")
+	}
+	f := fateOf(t, o, d.reader)
+	if f.EarlyNS == 0 || f.Waker != d.writer.KernelPID || !f.Tripped || f.Returned || f.SignalledNS < f.EarlyNS {
+		t.Errorf("%+v, want it woken early by %v, then tripped", f, &d.writer)
+	}
+	if w := fateOf(t, o, d.writer); w.EarlyNS != 0 || w.Tripped {
+		t.Errorf("the writer: %+v", w)
+	}
+}
+
+// TestNoWakeInTheRightOrder is the counterpart: nothing is charged to anybody.
+func TestNoWakeInTheRightOrder(t *testing.T) {
+	e := newExecutor(t)
+	o := observe(t, e)
+	d := stageDuo(t)
+	must(t, e.Doom([]waitgraph.Process{d.reader, d.writer}))
+	kill(t, int(d.reader.PID))
+	kill(t, int(d.writer.PID))
+	for _, p := range []waitgraph.Process{d.reader, d.writer} {
+		if f := fateOf(t, o, p); f.EarlyNS != 0 || f.Returned {
+			t.Errorf("%v: %+v", &p, f)
+		}
+		if w := wakesOf(t, o, p); len(w) != 0 {
+			t.Errorf("%v: %+v", &p, w)
+		}
+	}
+}
+
+// TestParentsWakeIsTheChildChannel: a parent in wait4 is a bystander as well.
+func TestParentsWakeIsTheChildChannel(t *testing.T) {
+	e := newExecutor(t)
+	o := observe(t, e)
+	p := start(t, "idle", nil)
+	p.says(t)
+	waited := make(chan struct{})
+	go func() { p.Wait(); close(waited) }()
+	eventually(t, "a thread of this process waits for its child", waitsForChild)
+	v := take(t)
+	must(t, e.Doom([]waitgraph.Process{v.process(t, p.PID)}))
+	must(t, p.Process.Kill())
+	<-waited
+	found := false
+	for _, w := range wakesOf(t, o, v.process(t, selfPID)) {
+		found = found || w.Channel == waitgraph.ChannelChild || w.Channel == waitgraph.ChannelPidfd || w.Channel == waitgraph.ChannelOther
+		if w.Channel == waitgraph.ChannelParentDeath {
+			t.Errorf("%+v", w)
+		}
+	}
+	if !found {
+		t.Error("the parent's wake was not seen")
+	}
+}
+
+// waitsForChild reports whether a thread of this process sleeps in waitid.
+func waitsForChild() bool {
+	calls, _ := filepath.Glob("/proc/self/task/*/syscall")
+	for _, c := range calls {
+		b, _ := os.ReadFile(c)
+		if nr, _, _ := strings.Cut(string(b), " "); nr == strconv.Itoa(unix.SYS_WAITID) {
+			return true
+		}
+	}
+	return false
+}
+
+// TestLostWakesAreCounted: what finds no space in the map is told.
+func TestLostWakesAreCounted(t *testing.T) {
+	const readers, space = 40, 8
+	e := newExecutor(t)
+	o, err := newObserver(e, space)
+	must(t, err)
+	defer o.Close()
+	s := stage(t, storm.Options{Topology: "herd", Processes: readers})
+	m := members(t, s)
+	must(t, e.Doom(m["writer"]))
+	must(t, o.Start())
+	kill(t, int(m["writer"][0].PID))
+	eventually(t, "all readers woke", func() bool { return len(s.Woken()) == readers })
+	must(t, o.Stop())
+	obs, err := o.Collect()
+	must(t, err)
+	counted := uint64(0)
+	for _, w := range obs.Wakes {
+		counted += w.Count
+	}
+	if obs.Lost == 0 || counted+obs.Lost < readers {
+		t.Errorf("%d wakes counted and %d lost of at least %d", counted, obs.Lost, readers)
+	}
+}
+
+// TestNothingIsRecordedOutsideStartAndStop.
+func TestNothingIsRecordedOutsideStartAndStop(t *testing.T) {
+	e := newExecutor(t)
+	o := observe(t, e)
+	must(t, o.Stop())
+	d := stageDuo(t)
+	must(t, e.Doom([]waitgraph.Process{d.writer}))
+	kill(t, int(d.writer.PID))
+	if !d.settled(t) {
+		t.Fatal("the reader died")
+	}
+	if f := fateOf(t, o, d.writer); f.SignalledNS != 0 || f.ExitNS != 0 {
+		t.Errorf("%+v", f)
+	}
+	if w := wakesOf(t, o, d.reader); len(w) != 0 {
+		t.Errorf("%+v", w)
+	}
+}
+
+func TestClassify(t *testing.T) {
+	for _, test := range []struct {
+		frames []string
+		want   waitgraph.Channel
+	}{
+		{nil, waitgraph.ChannelOther},
+		{[]string{"", "try_to_wake_up"}, waitgraph.ChannelOther},
+		{[]string{"try_to_wake_up", "autoremove_wake_function", "__wake_up_common", "__wake_up_sync_key", "pipe_release", "__fput", "do_exit"}, waitgraph.ChannelPipe},
+		{[]string{"try_to_wake_up", "pipe_release.isra.0", "__fput"}, waitgraph.ChannelPipe},
+		{[]string{"try_to_wake_up", "pipe_release.constprop.1.cold", "__fput"}, waitgraph.ChannelPipe},
+		{[]string{"try_to_wake_up", "__wake_up_parent", "do_notify_parent", "exit_notify", "do_exit"}, waitgraph.ChannelChild},
+		{[]string{"signal_wake_up_state", "complete_signal", "forget_original_parent.part.0", "exit_notify"}, waitgraph.ChannelParentDeath},
+		{[]string{"try_to_wake_up", "complete", "mm_release", "exit_mm_release", "do_exit"}, waitgraph.ChannelChild},
+		{[]string{"try_to_wake_up", "pipe_release_not", "do_exit"}, waitgraph.ChannelOther},
+		{[]string{"try_to_wake_up", "fifo_open"}, waitgraph.ChannelOther},
+	} {
+		if got, ok := classify(test.frames); got != test.want || !ok {
+			t.Errorf("%v: %v, want %v", test.frames, got, test.want)
+		}
+	}
+	if _, ok := classify([]string{"try_to_wake_up", "wake_up_q", "rwsem_wake.isra.0", "up_write", "unlink_anon_vmas", "do_exit"}); ok {
+		t.Error("a kernel lock is said to wake somebody")
+	}
+}
