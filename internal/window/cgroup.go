@@ -1,0 +1,101 @@
+package window
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/bpfkill/bpfkill/internal/cgroup2"
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
+)
+
+// CgroupOf returns the cgroup.kill file of the smallest cgroup v2 subtree that
+// contains every process. It says why when there is none: no cgroup v2, Linux
+// before 5.14, or processes that only the root has in common.
+func CgroupOf(procs []waitgraph.Process) (string, error) {
+	mount, err := cgroup2.Mount()
+	if err != nil {
+		return "", err
+	}
+	paths := make(map[uint64]string)
+	err = cgroup2.Walk(mount, func(path string, id uint64) error {
+		paths[id] = strings.TrimPrefix(strings.TrimPrefix(path, mount), "/")
+		return nil
+	})
+	if err != nil {
+		return "", fmt.Errorf("read cgroups: %w", err)
+	}
+	var common []string
+	for i := range procs {
+		path, ok := paths[procs[i].CgroupID]
+		if !ok {
+			return "", fmt.Errorf("the cgroup of %v is not below %s", &procs[i], mount)
+		}
+		parts := strings.Split(path, "/")
+		if i == 0 {
+			common = parts
+		}
+		n := 0
+		for n < len(common) && n < len(parts) && common[n] == parts[n] {
+			n++
+		}
+		common = common[:n]
+	}
+	if len(common) == 0 || common[0] == "" {
+		return "", errors.New("the kill set has no cgroup v2 of its own: its processes share only the root cgroup")
+	}
+	kill := filepath.Join(mount, filepath.Join(common...), "cgroup.kill")
+	if _, err := os.Stat(kill); err != nil {
+		return "", fmt.Errorf("cgroup.kill is not there (Linux 5.14 or later has it): %w", err)
+	}
+	return kill, nil
+}
+
+// checkPopulation returns an error unless the living victims are exactly the
+// population of the subtree: cgroup.kill would kill everybody in it.
+func checkPopulation(killFile string, victims []waitgraph.Process, alive map[waitgraph.KernelIdentity]waitgraph.Process) error {
+	want := make(map[int32]bool, len(victims))
+	for i := range victims {
+		if _, ok := alive[victims[i].KernelIdentity()]; ok {
+			want[victims[i].PID] = true
+		}
+	}
+	dir := filepath.Dir(killFile)
+	found := 0
+	err := cgroup2.Walk(dir, func(path string, _ uint64) error {
+		pids, err := cgroupProcs(path)
+		for _, pid := range pids {
+			if !want[pid] {
+				return fmt.Errorf("process %d in %s is not in the kill set (0: outside this pid namespace): cgroup.kill would kill it too", pid, path)
+			}
+			found++
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("the cgroup engine cannot be used: %w", err)
+	}
+	if found != len(want) {
+		return fmt.Errorf("the cgroup engine cannot be used: %d of %d processes of the kill set are in %s", found, len(want), dir)
+	}
+	return nil
+}
+
+func cgroupProcs(dir string) ([]int32, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err != nil {
+		return nil, err
+	}
+	var pids []int32
+	for _, f := range strings.Fields(string(b)) {
+		pid, err := strconv.ParseInt(f, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("read %s/cgroup.procs: %w", dir, err)
+		}
+		pids = append(pids, int32(pid))
+	}
+	return pids, nil
+}

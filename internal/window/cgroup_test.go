@@ -1,0 +1,124 @@
+package window
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/bpfkill/bpfkill/internal/cgroup2"
+	"github.com/bpfkill/bpfkill/internal/loader"
+	"github.com/bpfkill/bpfkill/internal/nstest"
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
+)
+
+// testCgroup makes a cgroup v2 directory below parent, or below the mount, and
+// removes it at the end of the test.
+func testCgroup(t *testing.T, parent string) string {
+	t.Helper()
+	nstest.Require(t)
+	if parent == "" {
+		mount, err := cgroup2.Mount()
+		if err != nil {
+			t.Skip(err)
+		}
+		parent = mount
+	}
+	dir, err := os.MkdirTemp(parent, "bpfkill-test-")
+	must(t, err)
+	t.Cleanup(func() {
+		// The dead leave a cgroup only when they are reaped.
+		eventually(t, "the test's cgroup is removed", func() bool {
+			err := os.Remove(dir)
+			return err == nil || errors.Is(err, os.ErrNotExist)
+		})
+	})
+	return dir
+}
+
+func moveInto(t *testing.T, dir string, pid int) {
+	t.Helper()
+	must(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0))
+}
+
+// haveCgroupKill reports whether this kernel has cgroup.kill.
+func haveCgroupKill(t *testing.T) bool {
+	t.Helper()
+	release, err := loader.Kernel()
+	must(t, err)
+	var major, minor int
+	_, err = fmt.Sscanf(release, "%d.%d", &major, &minor)
+	must(t, err)
+	return major > 5 || major == 5 && minor >= 14
+}
+
+// TestCgroupEngine kills the population of a subtree, its children included, or
+// nobody.
+func TestCgroupEngine(t *testing.T) {
+	for _, stranger := range []bool{false, true} {
+		t.Run(fmt.Sprintf("stranger %v", stranger), func(t *testing.T) {
+			top := testCgroup(t, "")
+			below := testCgroup(t, top)
+			k := newKernel(t)
+			s := stage(t, "sleepers", 6)
+			for i, p := range s.Processes() {
+				moveInto(t, []string{top, below}[i%2], p.PID)
+			}
+			if stranger {
+				p := startIdle(t)
+				moveInto(t, below, p.Process.Pid)
+			}
+			all := processes(t, k)
+			victims := membersOf(t, s, all)
+			o := options(EngineCgroup, all)
+			var err error
+			o.CgroupKill, err = CgroupOf(victims)
+			if !haveCgroupKill(t) {
+				if err == nil || !strings.Contains(err.Error(), loader.CgroupKillSince) {
+					t.Errorf("%v, want an error that names Linux %s", err, loader.CgroupKillSince)
+				}
+				return
+			}
+			must(t, err)
+			if want := filepath.Join(top, "cgroup.kill"); o.CgroupKill != want {
+				t.Errorf("%s, want %s", o.CgroupKill, want)
+			}
+			out, err := Run(t.Context(), k, victims, o)
+			alive, aliveErr := s.Alive()
+			must(t, aliveErr)
+			if stranger {
+				if out != nil || err == nil || !strings.Contains(err.Error(), "not in the kill set") || len(alive) != len(victims) {
+					t.Errorf("%+v, %v, %d alive; want an error and nobody killed", out, err, len(alive))
+				}
+				return
+			}
+			must(t, err)
+			checkAllGone(t, out, len(victims))
+			if len(alive) != 0 || len(s.Woken()) != 0 {
+				t.Errorf("%d alive, %d ran user code", len(alive), len(s.Woken()))
+			}
+		})
+	}
+}
+
+func TestCgroupOfTheRootIsRefused(t *testing.T) {
+	a := testCgroup(t, "")
+	b := testCgroup(t, "")
+	k := newKernel(t)
+	s := stage(t, "sleepers", 2)
+	moveInto(t, a, s.Processes()[0].PID)
+	moveInto(t, b, s.Processes()[1].PID)
+	if kill, err := CgroupOf(membersOf(t, s, processes(t, k))); err == nil || !strings.Contains(err.Error(), "root cgroup") {
+		t.Errorf("%q, %v", kill, err)
+	}
+}
+
+func TestCgroupOfUnknownCgroup(t *testing.T) {
+	testCgroup(t, "")
+	if kill, err := CgroupOf([]waitgraph.Process{{CgroupID: 1<<63 + 5}}); err == nil {
+		t.Errorf("%q, want an error", kill)
+	}
+}

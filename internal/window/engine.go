@@ -1,0 +1,186 @@
+package window
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// engine delivers the signals. deliver runs inside the window: it opens the
+// window and must not allocate. settle runs after the window and records what
+// became of each signal.
+type engine interface {
+	deliver() error
+	settle() error
+	close()
+}
+
+func (r *run) newEngine() (engine, error) {
+	switch r.Engine {
+	case EngineBatch:
+		return &batchEngine{r}, nil
+	case EngineCgroup:
+		f, err := os.OpenFile(r.CgroupKill, os.O_WRONLY, 0)
+		if err != nil {
+			return nil, fmt.Errorf("open cgroup.kill: %w", err)
+		}
+		return &cgroupEngine{run: r, file: f}, nil
+	default:
+		return newLoopEngine(r), nil
+	}
+}
+
+// batchEngine is one run of a BPF program.
+type batchEngine struct{ *run }
+
+func (e *batchEngine) deliver() error { return e.kernel.Deliver() }
+func (e *batchEngine) close()         {}
+
+// settle signals again, by pidfd, what the program could not: it refuses a
+// process whose leader thread has exited (PF_EXITING) while others live on.
+func (e *batchEngine) settle() error {
+	errs, err := e.kernel.DeliveryErrors()
+	if err != nil {
+		return err
+	}
+	var failed []int
+	for i := range e.victims {
+		if errs[i] == nil || errors.Is(errs[i], unix.ESRCH) {
+			e.record(i, errs[i])
+		} else {
+			failed = append(failed, i)
+		}
+	}
+	return e.late(failed)
+}
+
+// record notes how the signal of one victim ended.
+func (r *run) record(i int, err error) {
+	p := &r.victims[i]
+	switch {
+	case err == nil:
+		r.out.Signalled++
+	case errors.Is(err, unix.ESRCH):
+		r.skip(p, ErrGone)
+	default:
+		r.out.Refused = append(r.out.Refused, Failure{*p, err})
+	}
+}
+
+// late signals victims after the window, through pidfds that are opened,
+// identified and closed a piece at a time: nobody is missed or mistaken, however
+// few descriptors there are.
+func (r *run) late(todo []int) error {
+	for len(todo) > 0 {
+		r.pidfds.closeAll()
+		n := 0
+		for n < len(todo) && r.pidfds.open(&r.victims[todo[n]]) {
+			n++
+		}
+		if n == 0 {
+			return errors.New("no file descriptor left for a single pidfd: raise ulimit -n")
+		}
+		alive, err := r.alive()
+		if err != nil {
+			return err
+		}
+		for _, i := range todo[:n] {
+			fd, _ := r.pidfds.get(&r.victims[i])
+			if _, ok := alive[r.victims[i].KernelIdentity()]; !ok {
+				fd = -1
+			}
+			r.record(i, errnoError(pidfdKill(fd)))
+		}
+		todo = todo[n:]
+	}
+	return nil
+}
+
+// errnoError keeps 0 from becoming an error that is not nil.
+func errnoError(errno unix.Errno) error {
+	if errno == 0 {
+		return nil
+	}
+	return errno
+}
+
+// loopEngine calls pidfd_send_signal for each process, in plan order. Those
+// beyond the last descriptor follow after the window.
+type loopEngine struct {
+	*run
+	fds  []int // of the leading victims; -1: gone
+	errs []unix.Errno
+}
+
+func newLoopEngine(r *run) *loopEngine {
+	e := &loopEngine{run: r}
+	for i := range r.victims {
+		fd, opened := r.pidfds.get(&r.victims[i])
+		if !opened {
+			break
+		}
+		e.fds = append(e.fds, fd)
+	}
+	e.errs = make([]unix.Errno, len(e.fds))
+	for i := range e.errs {
+		e.errs[i] = unix.EINPROGRESS // a store: the pages are there before the window
+	}
+	return e
+}
+
+func (e *loopEngine) deliver() error {
+	if err := e.kernel.Open(); err != nil {
+		return err
+	}
+	for i, fd := range e.fds {
+		e.errs[i] = pidfdKill(fd)
+	}
+	return nil
+}
+
+func (e *loopEngine) settle() error {
+	for i, errno := range e.errs {
+		e.record(i, errnoError(errno))
+	}
+	var rest []int
+	for i := len(e.fds); i < len(e.victims); i++ {
+		rest = append(rest, i)
+	}
+	return e.late(rest)
+}
+
+func (e *loopEngine) close() {}
+
+// cgroupEngine is one write to cgroup.kill.
+type cgroupEngine struct {
+	*run
+	file *os.File
+}
+
+var one = []byte("1")
+
+func (e *cgroupEngine) deliver() error {
+	if err := e.kernel.Open(); err != nil {
+		return err
+	}
+	if _, err := unix.Write(int(e.file.Fd()), one); err != nil {
+		return fmt.Errorf("write cgroup.kill: %w", err)
+	}
+	return nil
+}
+
+func (e *cgroupEngine) settle() error {
+	for i := range e.victims {
+		fd, opened := e.pidfds.get(&e.victims[i])
+		if opened && fd < 0 {
+			e.record(i, unix.ESRCH)
+		} else {
+			e.record(i, nil)
+		}
+	}
+	return nil
+}
+
+func (e *cgroupEngine) close() { e.file.Close() }

@@ -1,0 +1,143 @@
+package window
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
+)
+
+// spareFDs is how many descriptors the set leaves to the rest of the program:
+// iterators, /proc files, epoll.
+const spareFDs = 64
+
+// pidfdSet holds pidfds of processes, up to a limit.
+type pidfdSet struct {
+	fds   map[waitgraph.KernelIdentity]int // -1: the process is gone
+	used  int                              // descriptors in use
+	limit int
+}
+
+func newPidfdSet(limit int) *pidfdSet {
+	return &pidfdSet{fds: make(map[waitgraph.KernelIdentity]int), limit: limit}
+}
+
+// open opens a pidfd for p, and reports false when no descriptor is left. A
+// process that is gone takes none.
+func (s *pidfdSet) open(p *waitgraph.Process) bool {
+	if _, ok := s.fds[p.KernelIdentity()]; ok {
+		return true
+	}
+	if s.used >= s.limit {
+		return false
+	}
+	fd, err := unix.PidfdOpen(int(p.PID), 0)
+	switch {
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM):
+		return false
+	case err != nil:
+		fd = -1
+	default:
+		s.used++
+	}
+	s.fds[p.KernelIdentity()] = fd
+	return true
+}
+
+// get returns the pidfd of p, -1 for a process that is gone, and whether p is
+// in the set at all.
+func (s *pidfdSet) get(p *waitgraph.Process) (fd int, ok bool) {
+	fd, ok = s.fds[p.KernelIdentity()]
+	return fd, ok
+}
+
+// forget closes the pidfd of a process that is not whom it was opened for.
+func (s *pidfdSet) forget(k waitgraph.KernelIdentity) {
+	if fd, ok := s.fds[k]; ok && fd >= 0 {
+		unix.Close(fd)
+		s.used--
+		s.fds[k] = -1
+	}
+}
+
+// drop makes room: the process is dead and not waited for any more.
+func (s *pidfdSet) drop(k waitgraph.KernelIdentity) {
+	s.forget(k)
+	delete(s.fds, k)
+}
+
+// closeAll empties the set.
+func (s *pidfdSet) closeAll() {
+	for _, fd := range s.fds {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+	}
+	clear(s.fds)
+	s.used = 0
+}
+
+// Close closes every pidfd.
+func (s *pidfdSet) Close() error {
+	s.closeAll()
+	return nil
+}
+
+// pidfdKill sends SIGKILL through a pidfd without allocating or giving the Go
+// scheduler a chance. A negative fd is a process that is gone.
+func pidfdKill(fd int) unix.Errno {
+	if fd < 0 {
+		return unix.ESRCH
+	}
+	_, _, errno := unix.RawSyscall6(unix.SYS_PIDFD_SEND_SIGNAL, uintptr(fd), uintptr(unix.SIGKILL), 0, 0, 0, 0)
+	return errno
+}
+
+// RaiseFileLimit raises the soft limit of open files to the hard one. It fails
+// where even that leaves no room for BPF programs, maps and links.
+func RaiseFileLimit() error {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return fmt.Errorf("read RLIMIT_NOFILE: %w", err)
+	}
+	if lim.Max < 2*spareFDs {
+		raised := unix.Rlimit{Cur: 2 * spareFDs, Max: 2 * spareFDs} // with CAP_SYS_RESOURCE
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &raised); err != nil {
+			return fmt.Errorf("bpfkill needs %d open files, and the hard limit is %d: raise it with ulimit -Hn", 2*spareFDs, lim.Max)
+		}
+		return nil
+	}
+	lim.Cur = lim.Max
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return fmt.Errorf("raise RLIMIT_NOFILE: %w", err)
+	}
+	return nil
+}
+
+// raiseFileLimit raises RLIMIT_NOFILE as far as n pidfds want and privileges
+// allow, and returns how many pidfds may be open.
+func raiseFileLimit(n int) int {
+	var lim unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
+		return 0
+	}
+	want := uint64(n + 2*spareFDs)
+	if lim.Cur < want {
+		raised := lim
+		raised.Cur = want
+		raised.Max = max(lim.Max, want) // with CAP_SYS_RESOURCE
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &raised); err != nil {
+			raised = unix.Rlimit{Cur: min(want, lim.Max), Max: lim.Max}
+			if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &raised); err != nil {
+				raised = lim
+			}
+		}
+		lim = raised
+	}
+	if lim.Cur <= 2*spareFDs {
+		return max(1, int(lim.Cur)/2)
+	}
+	return int(min(lim.Cur, 1<<30)) - spareFDs
+}

@@ -1,0 +1,132 @@
+package window
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// fifoPriority is low among the real-time ones: above every ordinary task,
+// below whatever the administrator runs as real-time.
+const fifoPriority = 1
+
+// raise puts the calling goroutine's thread above the processes it kills:
+// memory locked, garbage collection off, last in line for the OOM killer, and
+// SCHED_FIFO last of all. lower undoes it in reverse order; if the process
+// dies instead, everything dies with it. What privileges do not allow is left
+// out and told to warn: the kill is less tight then, not less correct. What has
+// no part in that is told to detail.
+func raise(warn, detail func(string)) (lower func(), err error) {
+	var undo []func()
+	lower = func() {
+		for i := len(undo) - 1; i >= 0; i-- {
+			undo[i]()
+		}
+	}
+	note := func(what string, err error) {
+		if err != nil {
+			warn(fmt.Sprintf("%s: %v", what, err))
+		}
+	}
+	runtime.LockOSThread()
+	undo = append(undo, runtime.UnlockOSThread)
+
+	percent := debug.SetGCPercent(-1)
+	undo = append(undo, func() { debug.SetGCPercent(percent) })
+
+	if old, err := setOOMScore("-1000"); err != nil {
+		detail(fmt.Sprintf("the OOM killer may pick bpfkill: lower oom_score_adj (needs CAP_SYS_RESOURCE): %v", err))
+	} else {
+		undo = append(undo, func() {
+			_, err := setOOMScore(old)
+			note("restore oom_score_adj", err)
+		})
+	}
+	// MCL_ONFAULT (Linux 4.4) locks what is there and what is touched from now
+	// on. Without it the kernel fills in all that the Go runtime has set aside,
+	// 44 MiB, which is too much to ask of a machine that is out of memory.
+	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_ONFAULT); err != nil {
+		note("the window may be longer: mlockall (needs CAP_IPC_LOCK)", err)
+	} else {
+		undo = append(undo, func() { note("munlockall", unix.Munlockall()) })
+	}
+	if err := touchProgram(); err != nil {
+		note("the window may be longer: touch the program's pages", err)
+	}
+	touchStack()
+
+	old, err := unix.SchedGetAttr(0, 0)
+	if err != nil {
+		lower()
+		return nil, fmt.Errorf("read scheduling policy: %w", err)
+	}
+	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: fifoPriority}
+	if err := unix.SchedSetAttr(0, &fifo, 0); err != nil {
+		note("the window may be longer: SCHED_FIFO (needs CAP_SYS_NICE)", err)
+	} else {
+		undo = append(undo, func() {
+			old.Flags = 0
+			note("restore scheduling policy", unix.SchedSetAttr(0, old, 0))
+		})
+	}
+	return lower, nil
+}
+
+// touchProgram brings in every page of the program file that is mapped, so that
+// no instruction inside the window waits for the disk.
+func touchProgram() error {
+	maps, err := os.ReadFile("/proc/self/maps")
+	if err != nil {
+		return err
+	}
+	exe, err := os.Readlink("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	var sum byte
+	for line := range strings.Lines(string(maps)) {
+		var start, end uintptr
+		line = strings.TrimSuffix(line, "\n")
+		if !strings.HasSuffix(line, " "+exe) {
+			continue
+		}
+		if _, err := fmt.Sscanf(line, "%x-%x r", &start, &end); err != nil {
+			continue // not readable
+		}
+		for page := start; page < end; page += 4096 {
+			sum += **(**byte)(unsafe.Pointer(&page))
+		}
+	}
+	runtime.KeepAlive(sum) // the reads must not be dropped
+	return nil
+}
+
+// touchStack grows and faults in the goroutine's stack, so that no call inside
+// the window has to.
+//
+//go:noinline
+func touchStack() byte {
+	var page [64 << 10]byte
+	for i := 0; i < len(page); i += 4096 {
+		page[i] = 1
+	}
+	return page[len(page)-1]
+}
+
+// setOOMScore writes oom_score_adj and returns what it was before.
+func setOOMScore(value string) (old string, err error) {
+	const path = "/proc/self/oom_score_adj"
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	if err := os.WriteFile(path, []byte(value), 0); err != nil {
+		return "", err
+	}
+	return strings.TrimSpace(string(b)), nil
+}
