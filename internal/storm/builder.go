@@ -1,0 +1,207 @@
+package storm
+
+import (
+	"encoding/binary"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Target is the name of the processes that a test or a demonstration kills, in
+// every topology.
+const Target = "smtpserver"
+
+// member is one process of a storm, as planned.
+type member struct {
+	comm string
+	role string
+	// call is the system call that the process ends up blocked in, or
+	// restless for one that never settles.
+	call int
+	// waitsOn are the members that hold the other end of what it waits on.
+	waitsOn []int
+	parent  int // member that forks it, or -1 for the storm's owner
+}
+
+const restless = -1
+
+// direct is a process that the owner forks itself.
+type direct struct {
+	slot   int
+	script label
+	// in and out number the pipes whose read and write end it inherits, from
+	// 0; -1 for none. The owner opens a pipe for its first user and closes
+	// each end after its last, so it holds few at any time.
+	in, out int
+	// The rest is for the script: the first member that it forks and how
+	// many, a second one, and a number that the topology gives its own sense.
+	next, count, extra, number int
+}
+
+// Offsets in the scratch page, which every process gets a private copy of.
+const (
+	scratchPipe   = 0
+	scratchPoll   = 16
+	scratchEvent  = 32
+	scratchBuffer = 64
+	scratchRobust = 128
+)
+
+// builder turns a topology into members, scripts and direct forks.
+type builder struct {
+	*assembler
+	opts    Options
+	scratch uintptr
+	comms   map[string]uintptr
+	members []member
+	direct  []direct
+	pipes   int
+}
+
+// member plans one process and returns its number.
+func (b *builder) member(comm, role string, call, parent int, waitsOn ...int) int {
+	b.members = append(b.members, member{comm, role, call, waitsOn, parent})
+	return len(b.members) - 1
+}
+
+func (b *builder) bear(d direct) { b.direct = append(b.direct, d) }
+
+func (b *builder) comm(name string) uintptr {
+	if _, ok := b.comms[name]; !ok {
+		b.comms[name] = b.constant(append([]byte(name), 0))
+	}
+	return b.comms[name]
+}
+
+// prologue gives a process its name and its memory. A process forks its
+// children first: memory shared by copy-on-write is nobody's to swap out.
+func (b *builder) prologue(comm string) {
+	b.must(regTemp, unix.SYS_PRCTL, imm(unix.PR_SET_NAME), imm(b.comm(comm)))
+	if b.opts.ParentDeathSignal != 0 {
+		b.must(regTemp, unix.SYS_PRCTL, imm(unix.PR_SET_PDEATHSIG), imm(int(b.opts.ParentDeathSignal)))
+	}
+	if b.opts.RobustList {
+		// An empty list points at itself. The store also makes the page the
+		// process's own, so that exit_robust_list has something to page in.
+		head := b.scratch + scratchRobust
+		b.store64(imm(head), 0, imm(head))
+		b.must(regTemp, unix.SYS_SET_ROBUST_LIST, imm(head), imm(24))
+	}
+	if n := b.opts.MemBytes; n > 0 {
+		b.must(regMem, unix.SYS_MMAP, imm(0), imm(n), imm(unix.PROT_READ|unix.PROT_WRITE),
+			imm(unix.MAP_PRIVATE|unix.MAP_ANONYMOUS), imm(^uintptr(0)), imm(0))
+		// A huge page swaps as a whole or not at all; count small ones.
+		b.try(regTemp, unix.SYS_MADVISE, reg(regMem), imm(n), imm(unix.MADV_NOHUGEPAGE))
+		b.store64(reg(regSlot), slotMem, reg(regMem))
+		b.emit(opFill, regTemp, 0, reg(regMem), imm(n))
+	}
+}
+
+// block marks the process ready, blocks in a system call, and marks it woken
+// as its first act afterwards. Then it touches what it filled and stays: what
+// a process does once awake is not the storm's subject, and a storm whose
+// members exited would have no survivors to look at.
+func (b *builder) block(number uintptr, args ...arg) {
+	b.store(reg(regSlot), slotReady, imm(1))
+	b.try(regTemp, number, args...)
+	b.store(reg(regSlot), slotWoken, imm(1))
+	b.store64(reg(regSlot), slotValue, reg(regTemp))
+	if b.opts.MemBytes > 0 {
+		b.emit(opSum, regTemp, 0, reg(regMem), imm(b.opts.MemBytes))
+	}
+	b.forever()
+}
+
+// forever sleeps until killed.
+func (b *builder) forever() {
+	again := b.here()
+	b.try(regTemp, unix.SYS_PPOLL)
+	b.jump(again)
+}
+
+// read waits for end-of-file on a pipe.
+func (b *builder) read(fd int) {
+	b.block(unix.SYS_READ, reg(fd), imm(b.scratch+scratchBuffer), imm(8))
+}
+
+// accept waits for a connection on a socket that nobody knows.
+func (b *builder) accept() {
+	family := make([]byte, 2)
+	binary.NativeEndian.PutUint16(family, unix.AF_UNIX)
+	b.must(regFD, unix.SYS_SOCKET, imm(unix.AF_UNIX), imm(unix.SOCK_STREAM|unix.SOCK_CLOEXEC), imm(0))
+	// An address of two bytes asks for a unique abstract name.
+	b.must(regTemp, unix.SYS_BIND, reg(regFD), imm(b.constant(family)), imm(2))
+	b.must(regTemp, unix.SYS_LISTEN, reg(regFD), imm(16))
+	b.block(unix.SYS_ACCEPT4, reg(regFD))
+}
+
+// epoll waits in epoll_pwait on a pipe.
+func (b *builder) epoll(fd int) {
+	event := make([]byte, 16) // the larger of the architectures' layouts
+	binary.NativeEndian.PutUint32(event, unix.EPOLLIN)
+	b.must(regFD, unix.SYS_EPOLL_CREATE1, imm(unix.EPOLL_CLOEXEC))
+	b.must(regTemp, unix.SYS_EPOLL_CTL, reg(regFD), imm(unix.EPOLL_CTL_ADD), reg(fd), imm(b.constant(event)))
+	b.block(unix.SYS_EPOLL_PWAIT, reg(regFD), imm(b.scratch+scratchEvent), imm(1), imm(^uintptr(0)), imm(0), imm(8))
+}
+
+// poll waits in ppoll on a pipe.
+func (b *builder) poll(fd int) {
+	entry := imm(b.scratch + scratchPoll)
+	b.store(entry, 0, reg(fd))
+	b.store(entry, 4, imm(unix.POLLIN))
+	b.block(unix.SYS_PPOLL, entry, imm(1), imm(0), imm(0), imm(8))
+}
+
+// pipe creates a pipe and loads its ends into two registers.
+func (b *builder) pipe(in, out int) {
+	fds := imm(b.scratch + scratchPipe)
+	b.must(regTemp, unix.SYS_PIPE2, fds, imm(unix.O_CLOEXEC))
+	b.emit(opLoad, in, 0, fds, imm(0))
+	b.emit(opLoad, out, 0, fds, imm(4))
+}
+
+// forkMany forks one child for each of count slots from next on.
+func (b *builder) forkMany(child label, next, count int) {
+	done, again := b.newLabel(), b.here()
+	b.jumpZero(count, done)
+	b.fork(child, reg(next))
+	b.add(next, reg(next), imm(slotSize))
+	b.add(count, reg(count), imm(^uintptr(0)))
+	b.jump(again)
+	b.place(done)
+}
+
+// arenas are the mappings that a storm's processes share with their owner (the
+// scripts) or copy when they write (the scratch page).
+type arenas struct {
+	scripts, scratch []byte
+}
+
+func newArenas() (*arenas, error) {
+	// Shared, because fork copies no page tables for it.
+	scripts, err := unix.Mmap(-1, 0, 64<<10, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
+	if err != nil {
+		return nil, fmt.Errorf("map the scripts: %w", err)
+	}
+	scratch, err := unix.Mmap(-1, 0, unix.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	if err != nil {
+		unix.Munmap(scripts)
+		return nil, fmt.Errorf("map the scratch page: %w", err)
+	}
+	return &arenas{scripts, scratch}, nil
+}
+
+func (a *arenas) close() {
+	unix.Munmap(a.scripts)
+	unix.Munmap(a.scratch)
+}
+
+func (a *arenas) builder(opts Options) *builder {
+	return &builder{
+		assembler: newAssembler(a.scripts),
+		opts:      opts,
+		scratch:   uintptr(unsafe.Pointer(&a.scratch[0])),
+		comms:     map[string]uintptr{},
+	}
+}

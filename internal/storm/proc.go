@@ -1,0 +1,105 @@
+package storm
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// stat is what /proc/PID/stat says; reading it touches none of the process's
+// own pages.
+type stat struct {
+	comm  string
+	state byte
+	ppid  int
+	pgrp  int
+	start uint64 // clock ticks since boot
+}
+
+func (s *stat) dead() bool { return s.state == 'Z' || s.state == 'X' || s.state == 'x' }
+
+// readStat returns an error that satisfies errors.Is(err, os.ErrNotExist) when
+// there is no such process.
+func readStat(pid int) (stat, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		if errors.Is(err, unix.ESRCH) { // it went between open and read
+			err = os.ErrNotExist
+		}
+		return stat{}, err
+	}
+	return parseStat(b)
+}
+
+func parseStat(b []byte) (stat, error) {
+	// The name may hold blanks and parentheses; the last one ends it.
+	open, end := bytes.IndexByte(b, '('), bytes.LastIndexByte(b, ')')
+	if open < 0 || end < open {
+		return stat{}, fmt.Errorf("parse stat: no name in %q", b)
+	}
+	f := bytes.Fields(b[end+1:])
+	if len(f) < 20 {
+		return stat{}, fmt.Errorf("parse stat: %d fields after the name, want 20 or more", len(f))
+	}
+	s := stat{comm: string(b[open+1 : end]), state: f[0][0]}
+	var errs [3]error
+	s.ppid, errs[0] = strconv.Atoi(string(f[1]))
+	s.pgrp, errs[1] = strconv.Atoi(string(f[2]))
+	s.start, errs[2] = strconv.ParseUint(string(f[19]), 10, 64)
+	return s, errors.Join(errs[:]...)
+}
+
+// blockedIn returns the system call that a process sleeps in, or -1 when it
+// runs, or is not to be seen. Linux shows it to whoever may trace the process.
+func blockedIn(pid int) (int, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/syscall")
+	if err != nil {
+		return -1, err
+	}
+	first, _, _ := bytes.Cut(b, []byte{' '})
+	n, err := strconv.Atoi(string(first))
+	if err != nil { // "running"
+		return -1, nil
+	}
+	return n, nil
+}
+
+// checkProc makes sure that /proc numbers processes as fork does here.
+func checkProc() error {
+	self, err := os.Readlink("/proc/self")
+	if err != nil {
+		return fmt.Errorf("read /proc/self: %w", err)
+	}
+	if self != strconv.Itoa(os.Getpid()) {
+		return fmt.Errorf("/proc belongs to another pid namespace (it calls this process %s, not %d): mount one of this namespace", self, os.Getpid())
+	}
+	return nil
+}
+
+// signal sends sig to the process that is known to be pid through a pidfd, if
+// accept still says so once the pidfd pins it.
+func signal(pid int, sig unix.Signal, accept func(stat) bool) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		if errors.Is(err, unix.ESRCH) {
+			return nil
+		}
+		return fmt.Errorf("open pidfd of %d: %w", pid, err)
+	}
+	defer unix.Close(fd)
+	st, err := readStat(pid)
+	if errors.Is(err, os.ErrNotExist) || (err == nil && !accept(st)) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("identify process %d: %w", pid, err)
+	}
+	if err := unix.PidfdSendSignal(fd, sig, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("signal process %d: %w", pid, err)
+	}
+	return nil
+}

@@ -1,0 +1,340 @@
+// Package storm stages real processes that block on each other in known ways,
+// so that a kill can be measured against the truth.
+//
+// Each process says in shared memory, and nowhere else, that it was about to
+// block and that it ran user code after its blocking call returned. The
+// processes are raw forks of the calling one that run small scripts of system
+// calls: no exec, no Go runtime, some 100 kB of kernel memory each (twice that in
+// a binary that links libc: build with CGO_ENABLED=0).
+//
+// Linux 5.9 or later (close_range). The caller's /proc must be that of its pid
+// namespace.
+package storm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	ossignal "os/signal"
+	"slices"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Options say what to stage. Topology and Processes are required.
+type Options struct {
+	Topology  string // a name from Topologies
+	Processes int    // in the topology's Unit; at least 1
+	// MemBytes is the incompressible private memory that each process fills
+	// before it blocks and reads back after it woke; rounded up to a page.
+	MemBytes int64
+	// Marks is the file that holds the marks, created or truncated; see
+	// ReadMarks. Empty means memory that only this process can read.
+	Marks string
+	// IgnoreChildren sets SIGCHLD to SIG_IGN in the calling process while the
+	// storm lives: its members are reaped by the kernel and their deaths do
+	// not wake the caller. It holds for all of the caller's children: waiting
+	// for one, as os/exec does, then fails with ECHILD.
+	IgnoreChildren bool
+	// RobustList registers an empty robust futex list, as glibc does for every
+	// thread: dying then reads user memory.
+	RobustList bool
+	// ParentDeathSignal is PR_SET_PDEATHSIG of every process. It is a wake
+	// channel of its own; 0 for none.
+	ParentDeathSignal syscall.Signal
+	// ForkLimit bounds the forks of each forker; 0 means 1,000,000.
+	ForkLimit int
+}
+
+// Proc is one process of a storm. Those that come and go under a forker are
+// not listed.
+type Proc struct {
+	PID        int
+	StartTicks uint64 // /proc/PID/stat's start time, known once WaitReady has returned
+	Comm       string
+	Role       string // its part in the topology
+	Parent     int    // pid
+	// WaitsOn are the pids whose deaths, all of them, wake it.
+	WaitsOn []int
+}
+
+// Storm is a set of staged processes. Its methods may be called from one
+// goroutine at a time. The caller must Stop it: nothing else ends the processes,
+// short of the death of their pid namespace.
+type Storm struct {
+	opts      Options
+	topology  *Topology
+	members   []member
+	marks     *marks
+	arenas    *arenas
+	direct    map[int]bool // slots forked by this process and not reaped yet
+	starts    []uint64     // by slot, 0 while unknown
+	pgid      int
+	since     uint64 // this process's own start: members are younger
+	ownerComm string
+	stopped   bool
+	woken     []bool // at Stop
+}
+
+// Start stages the processes and returns while they settle; see WaitReady.
+// On error nothing is left behind.
+func Start(opts Options) (*Storm, error) {
+	topology, err := Lookup(opts.Topology)
+	if err != nil {
+		return nil, err
+	}
+	if opts.Processes < 1 {
+		return nil, fmt.Errorf("%d %s: at least one is needed", opts.Processes, topology.Unit)
+	}
+	if opts.MemBytes < 0 {
+		return nil, fmt.Errorf("%d bytes of memory each: must not be negative", opts.MemBytes)
+	}
+	page := int64(unix.Getpagesize())
+	opts.MemBytes = (opts.MemBytes + page - 1) / page * page
+	if opts.ForkLimit == 0 {
+		opts.ForkLimit = 1_000_000
+	}
+	if err := checkProc(); err != nil {
+		return nil, err
+	}
+	self, err := readStat(os.Getpid())
+	if err != nil {
+		return nil, fmt.Errorf("read this process's start time: %w", err)
+	}
+	s := &Storm{opts: opts, topology: topology, since: self.start, ownerComm: self.comm, direct: map[int]bool{}}
+	if err := s.stage(); err != nil {
+		return nil, errors.Join(err, s.Stop())
+	}
+	return s, nil
+}
+
+func (s *Storm) stage() error {
+	var err error
+	if s.arenas, err = newArenas(); err != nil {
+		return err
+	}
+	b := s.arenas.builder(s.opts)
+	s.topology.build(b, s.opts.Processes)
+	zero := b.constant(make([]byte, 32))
+	if err := b.finish(); err != nil {
+		return err
+	}
+	s.members, s.starts = b.members, make([]uint64, len(b.members))
+	if s.marks, err = newMarks(s.opts.Marks, len(s.members)); err != nil {
+		return err
+	}
+	for i, m := range s.members {
+		s.marks.describe(i, m.comm)
+	}
+	if s.opts.IgnoreChildren {
+		ignoreChildren(+1)
+	}
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open /dev/null: %w", err)
+	}
+	defer unix.Close(null)
+	return s.forkAll(b, zero, null)
+}
+
+// forkAll forks the direct children. Of the pipes that they inherit, each end
+// is open here only from its first user to its last.
+func (s *Storm) forkAll(b *builder, zero uintptr, null int) error {
+	ends := newPipeEnds(b.pipes, b.direct)
+	defer ends.closeAll()
+	for n, d := range b.direct {
+		in, err := ends.get(d.in, 0)
+		if err != nil {
+			return err
+		}
+		out, err := ends.get(d.out, 1)
+		if err != nil {
+			return err
+		}
+		birth := birth{script: b.address(d.script), null: uintptr(null), zero: zero, pgid: uintptr(s.pgid)}
+		birth.keep = [2]uintptr{uintptr(min(in, out)), uintptr(max(in, out))}
+		birth.regs[regSlot] = s.marks.address(d.slot)
+		birth.regs[regIn], birth.regs[regOut] = uintptr(in), uintptr(out)
+		birth.regs[regCount], birth.regs[regNumber] = uintptr(d.count), uintptr(d.number)
+		if d.next >= 0 {
+			birth.regs[regNext] = s.marks.address(d.next)
+		}
+		if d.extra >= 0 {
+			birth.regs[regExtra] = s.marks.address(d.extra)
+		}
+		pid, err := fork(&birth)
+		if err != nil {
+			return fmt.Errorf("fork process %d of %d: %w (%s)", n+1, len(b.direct), err, forkRemedy)
+		}
+		s.marks.setPID(d.slot, pid)
+		s.direct[d.slot] = true
+		if s.pgid == 0 {
+			s.pgid = pid
+			// The child does the same; whoever comes first.
+			if err := unix.Setpgid(pid, pid); err != nil {
+				return fmt.Errorf("make process %d a process group: %w", pid, err)
+			}
+		}
+		ends.release(n, d)
+	}
+	return nil
+}
+
+const forkRemedy = "raise ulimit -u, the cgroup's pids.max or kernel.pid_max, or stage fewer"
+
+// pipeEnds opens pipes for their first user and closes ends after their last.
+type pipeEnds struct {
+	fds  [][2]int // 0 where not open
+	last [][2]int // index of the last user of each end
+}
+
+func newPipeEnds(n int, users []direct) *pipeEnds {
+	p := &pipeEnds{fds: make([][2]int, n), last: make([][2]int, n)}
+	for i, d := range users {
+		if d.in >= 0 {
+			p.last[d.in][0] = i
+		}
+		if d.out >= 0 {
+			p.last[d.out][1] = i
+		}
+	}
+	return p
+}
+
+// get returns one end of a pipe, or 0 for no pipe.
+func (p *pipeEnds) get(pipe, side int) (int, error) {
+	if pipe < 0 {
+		return 0, nil
+	}
+	if p.fds[pipe] == [2]int{} {
+		if err := unix.Pipe2(p.fds[pipe][:], unix.O_CLOEXEC); err != nil {
+			return 0, fmt.Errorf("create a pipe: %w", err)
+		}
+	}
+	return p.fds[pipe][side], nil
+}
+
+func (p *pipeEnds) release(user int, d direct) {
+	for side, pipe := range [2]int{d.in, d.out} {
+		if pipe >= 0 && p.last[pipe][side] == user {
+			unix.Close(p.fds[pipe][side])
+			p.fds[pipe][side] = 0
+		}
+	}
+}
+
+func (p *pipeEnds) closeAll() {
+	for _, pair := range p.fds {
+		for _, fd := range pair {
+			if fd != 0 {
+				unix.Close(fd)
+			}
+		}
+	}
+}
+
+var children struct {
+	sync.Mutex
+	ignorers int
+}
+
+// ignoreChildren counts the storms that want SIGCHLD ignored.
+func ignoreChildren(delta int) {
+	children.Lock()
+	defer children.Unlock()
+	children.ignorers += delta
+	if delta > 0 {
+		ossignal.Ignore(syscall.SIGCHLD)
+	} else if children.ignorers == 0 {
+		ossignal.Reset(syscall.SIGCHLD)
+	}
+}
+
+// Topology is what was staged.
+func (s *Storm) Topology() *Topology { return s.topology }
+
+// Marks decodes the marks of all processes, in the order of Processes.
+func (s *Storm) Marks() []Mark {
+	out := make([]Mark, len(s.members))
+	for i := range out {
+		out[i] = decodeMark(s.marks.slot(i))
+	}
+	return out
+}
+
+func (s *Storm) pid(slot int) int {
+	if slot == owner {
+		return os.Getpid()
+	}
+	return int(int32(s.marks.load(slot, slotPID)))
+}
+
+func (s *Storm) proc(i int) Proc {
+	m := &s.members[i]
+	p := Proc{PID: s.pid(i), StartTicks: s.starts[i], Comm: m.comm, Role: m.role, Parent: s.pid(m.parent)}
+	for _, w := range m.waitsOn {
+		p.WaitsOn = append(p.WaitsOn, s.pid(w))
+	}
+	return p
+}
+
+func (s *Storm) procs(accept func(i int) bool) []Proc {
+	var out []Proc
+	for i := range s.members {
+		if accept(i) {
+			out = append(out, s.proc(i))
+		}
+	}
+	return out
+}
+
+// Processes lists the members. Pids are complete once WaitReady has returned.
+func (s *Storm) Processes() []Proc { return s.procs(func(int) bool { return true }) }
+
+// Targets lists the members named Target.
+func (s *Storm) Targets() []Proc {
+	return s.procs(func(i int) bool { return s.members[i].comm == Target })
+}
+
+// Woken lists the members that ran user code after their blocking call had
+// returned. After Stop it is as it was when Stop was called.
+func (s *Storm) Woken() []Proc {
+	if s.woken != nil {
+		return s.procs(func(i int) bool { return s.woken[i] })
+	}
+	return s.procs(func(i int) bool { return s.marks.load(i, slotWoken) != 0 })
+}
+
+// WokenBy lists the members outside dead, a set of pids, whose wait ends when
+// exactly those die.
+func (s *Storm) WokenBy(dead map[int]bool) []Proc {
+	return s.procs(func(i int) bool {
+		return !dead[s.pid(i)] && s.wakes(i, func(w int) bool { return dead[s.pid(w)] })
+	})
+}
+
+// Dependents lists the members that are no targets, but must die with them if
+// nobody is to wake: WokenBy, closed to a fixpoint.
+func (s *Storm) Dependents() []Proc {
+	dead := make([]bool, len(s.members))
+	for i, m := range s.members {
+		dead[i] = m.comm == Target
+	}
+	for changed := true; changed; {
+		changed = false
+		for i := range s.members {
+			if !dead[i] && s.wakes(i, func(w int) bool { return dead[w] }) {
+				dead[i], changed = true, true
+			}
+		}
+	}
+	return s.procs(func(i int) bool { return dead[i] && s.members[i].comm != Target })
+}
+
+// wakes reports whether the last holder of what i waits on is dead.
+func (s *Storm) wakes(i int, dead func(slot int) bool) bool {
+	holders := s.members[i].waitsOn
+	return len(holders) > 0 && !slices.ContainsFunc(holders, func(w int) bool { return !dead(w) })
+}
