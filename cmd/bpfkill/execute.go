@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/loader"
+	"github.com/bpfkill/bpfkill/internal/report"
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
+	"github.com/bpfkill/bpfkill/internal/window"
+)
+
+// kernel joins the two loaded objects that a window needs.
+type kernel struct {
+	*loader.Executor
+	snapshotter *loader.Snapshotter
+}
+
+func (k kernel) Processes() ([]waitgraph.Process, error) { return k.snapshotter.Processes() }
+
+// execute runs the window and fills in the report's result. An error means
+// that nothing was signalled, unless it carries an exit status.
+func (s *session) execute(ctx context.Context) (status int, err error) {
+	known := make(map[waitgraph.KernelIdentity]bool, len(s.graph.Processes))
+	for i := range s.graph.Processes {
+		known[s.graph.Processes[i].KernelIdentity()] = true
+	}
+	progress := newProgress(s.stderr, s.quiet)
+	before, err := readVMCounters()
+	if err != nil {
+		return 0, err
+	}
+	if err := s.tools.observer.Start(); err != nil {
+		return 0, err
+	}
+	out, err := window.Run(ctx, kernel{s.tools.executor, s.tools.snapshotter}, s.members(), window.Options{
+		Engine: s.engine, CgroupKill: s.cgroup, Timeout: s.timeout,
+		Known:    func(k waitgraph.KernelIdentity) bool { return known[k] },
+		Warn:     s.warn,
+		Detail:   s.detail,
+		Progress: progress.update,
+	})
+	progress.clear()
+	if out == nil {
+		return 0, err
+	}
+	status = exitStatusOf(out)
+	if err != nil {
+		s.warn(err.Error())
+	}
+	if err := s.measure(out, before); err != nil {
+		return 0, &exitError{status, err}
+	}
+	return max(status, s.unseenForks()), nil
+}
+
+// unseenForks says that children may have escaped, where that cannot be ruled
+// out: then not every process of the kill set is known to be gone.
+func (s *session) unseenForks() int {
+	lost, err := s.tools.executor.LostForks()
+	if err != nil {
+		s.warn(err.Error())
+	}
+	if lost == 0 {
+		return exitGone
+	}
+	s.warn(fmt.Sprintf("%d forks on this machine were not seen: children of the killed may live on; look again with --dry-run", lost))
+	return exitSurvivors
+}
+
+func (s *session) warn(note string) {
+	if !s.quiet {
+		fmt.Fprintln(s.stderr, "bpfkill: warning:", note)
+	}
+}
+
+func (s *session) detail(note string) {
+	if s.verbose {
+		fmt.Fprintln(s.stderr, "bpfkill: note:", note)
+	}
+}
+
+func exitStatusOf(out *window.Outcome) int {
+	switch {
+	case len(out.Refused) > 0:
+		return exitPartial
+	case len(out.Survivors) > 0:
+		return exitSurvivors
+	}
+	return exitGone
+}
+
+// measure collects what the observer saw into the report's result.
+func (s *session) measure(out *window.Outcome, before vmCounters) error {
+	if err := s.tools.observer.Stop(); err != nil {
+		return err
+	}
+	obs, err := s.tools.observer.Collect()
+	if err != nil {
+		return err
+	}
+	after, err := readVMCounters()
+	if err != nil {
+		return err
+	}
+	m := newMeasurement(s.graph, s.plan, obs)
+	m.outcome(out)
+	m.fates()
+	m.wakes(int32(unix.Getpid()))
+	m.result.SwapInPages = after.swapIns - before.swapIns
+	m.result.MajorFaults = after.majorFaults - before.majorFaults
+	if after.available > before.available {
+		m.result.FreedBytes = after.available - before.available
+	}
+	s.report.Result = &m.result
+	return nil
+}
+
+// outcome copies what the window knows itself. Of the children forked in the
+// race, the observer knows who was signalled.
+func (m *measurement) outcome(out *window.Outcome) {
+	m.result.Signalled, m.result.Gone, m.result.Rounds = out.Signalled, out.Gone, out.Rounds
+	alive := make(map[waitgraph.KernelIdentity]bool, len(out.Survivors))
+	for _, p := range out.Survivors {
+		alive[p.KernelIdentity()] = true
+		m.result.Survivors = append(m.result.Survivors, report.Survivor{PID: p.PID, Comm: p.Comm, State: string(p.State)})
+	}
+	for k, f := range m.fate {
+		if f.Inherited && f.SignalledNS != 0 {
+			m.result.Signalled++
+			if !alive[k] {
+				m.result.Gone++
+			}
+		}
+	}
+	for _, f := range append(out.Skipped, out.Refused...) {
+		// The tripwire was faster than the engine: that is no skip.
+		if errors.Is(f.Err, window.ErrGone) && m.fate[f.Process.KernelIdentity()].SignalledNS != 0 {
+			m.result.Signalled++
+			m.result.Gone++
+			continue
+		}
+		m.result.Skipped = append(m.result.Skipped, report.Skipped{PID: f.Process.PID, Why: f.Err.Error()})
+	}
+}

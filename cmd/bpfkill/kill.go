@@ -1,0 +1,238 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/cgroup2"
+	"github.com/bpfkill/bpfkill/internal/loader"
+	"github.com/bpfkill/bpfkill/internal/plan"
+	"github.com/bpfkill/bpfkill/internal/report"
+	"github.com/bpfkill/bpfkill/internal/target"
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
+	"github.com/bpfkill/bpfkill/internal/window"
+)
+
+// session is one run of the tool, from the snapshot to the report.
+type session struct {
+	*options
+	stderr io.Writer
+	tools  tools
+
+	snap   *waitgraph.Snapshot
+	graph  *waitgraph.Graph
+	plan   *plan.Plan
+	report report.Report
+	engine window.Engine
+	cgroup string // cgroup.kill file of the cgroup engine
+}
+
+func kill(ctx context.Context, o *options, stdout, stderr io.Writer) error {
+	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	s := &session{options: o, stderr: stderr}
+	err := s.run(ctx, stdout)
+	if log := loader.VerifierLog(err); o.verbose && log != "" {
+		fmt.Fprintln(stderr, log)
+	}
+	return err
+}
+
+func (s *session) run(ctx context.Context, stdout io.Writer) (err error) {
+	if err := requirements(); err != nil {
+		return err
+	}
+	batch := loader.HaveBatch()
+	if s.options.engine == engineBatch && batch != nil {
+		return fmt.Errorf("--engine batch: %w", batch)
+	}
+	if err := s.tools.open(s.dryRun, batch == nil); err != nil {
+		return errors.Join(err, s.tools.close())
+	}
+	defer func() {
+		if cerr := s.tools.close(); cerr != nil && err == nil {
+			fmt.Fprintln(s.stderr, "bpfkill: warning: unload:", cerr)
+		}
+	}()
+	if err := s.makePlan(); err != nil {
+		return err
+	}
+	if err := s.chooseEngine(batch == nil); err != nil {
+		return err
+	}
+	if err := s.newReport(); err != nil {
+		return err
+	}
+	tooMany := s.max > 0 && len(s.plan.Order) > s.max
+	if s.dryRun {
+		if tooMany {
+			s.warn(fmt.Sprintf("the kill would be refused: %d processes are more than --max %d", len(s.plan.Order), s.max))
+		}
+		return s.write(stdout)
+	}
+	if tooMany {
+		return fmt.Errorf("the kill set has %d processes, more than --max %d: nothing was signalled", len(s.plan.Order), s.max)
+	}
+	status, err := s.execute(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.write(stdout); err != nil {
+		return &exitError{status, err}
+	}
+	if status != exitGone {
+		return &exitError{status, nil}
+	}
+	return nil
+}
+
+// requirements says what kernel and privileges lack, before anything is
+// touched.
+func requirements() error {
+	if err := loader.CheckKernel(); err != nil {
+		return err
+	}
+	if err := loader.CheckCapabilities(); err != nil {
+		return err
+	}
+	if err := window.RaiseFileLimit(); err != nil {
+		return err
+	}
+	return loader.Prepare()
+}
+
+// tools are the loaded BPF objects. A dry run loads nothing that can signal.
+type tools struct {
+	snapshotter *loader.Snapshotter
+	executor    *loader.Executor
+	observer    *loader.Observer
+}
+
+// open attaches fork tracker and observer before any snapshot is taken, so
+// that every process is in the snapshot or was seen by the tracker.
+func (t *tools) open(dryRun, batch bool) (err error) {
+	if !dryRun {
+		if t.executor, err = loader.NewExecutor(loader.ExecutorOptions{Batch: batch}); err != nil {
+			return err
+		}
+		if t.observer, err = loader.NewObserver(t.executor); err != nil {
+			return err
+		}
+	}
+	t.snapshotter, err = loader.NewSnapshotter(loader.SnapshotOptions{})
+	return err
+}
+
+func (t *tools) close() error {
+	var errs []error
+	if t.snapshotter != nil {
+		errs = append(errs, t.snapshotter.Close())
+	}
+	if t.observer != nil {
+		errs = append(errs, t.observer.Close())
+	}
+	if t.executor != nil {
+		errs = append(errs, t.executor.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// makePlan takes the snapshot, selects, and plans.
+func (s *session) makePlan() (err error) {
+	if s.snap, err = s.tools.snapshotter.Take(); err != nil {
+		return err
+	}
+	self := target.Self{
+		PID: int32(os.Getpid()), NowNS: bootTimeNS(),
+		Cmdline: target.Cmdline, Cgroups: cgroup2.IDs,
+	}
+	targets, excluded, err := s.selector.Select(s.snap.Processes, self)
+	if err != nil {
+		return err
+	}
+	if !s.quiet {
+		for _, n := range target.Notes(s.snap.Processes, excluded) {
+			fmt.Fprintln(s.stderr, "bpfkill:", n)
+		}
+	}
+	if len(targets) == 0 {
+		return &exitError{exitNoMatch, errors.New("no process matched")}
+	}
+	protected, err := s.selector.Protected(s.snap.Processes, self)
+	if err != nil {
+		return err
+	}
+	s.graph = waitgraph.New(s.snap)
+	s.plan = plan.Make(s.graph, targets, plan.Options{Dependents: s.dependents, Protected: protected})
+	return nil
+}
+
+// chooseEngine settles on the engine. auto never takes cgroup.kill: signals in
+// plan order from a SCHED_FIFO loop make a window ten times shorter.
+func (s *session) chooseEngine(batch bool) (err error) {
+	switch s.options.engine {
+	case engineBatch:
+		s.engine = window.EngineBatch
+	case engineLoop:
+		s.engine = window.EngineLoop
+	case engineCgroup:
+		s.engine = window.EngineCgroup
+		if s.cgroup, err = window.CgroupOf(s.members()); err != nil {
+			return fmt.Errorf("--engine cgroup: %w", err)
+		}
+	default:
+		s.engine = window.EngineLoop
+		if batch {
+			s.engine = window.EngineBatch
+		}
+	}
+	return nil
+}
+
+// members returns the kill set in plan order.
+func (s *session) members() []waitgraph.Process {
+	procs := make([]waitgraph.Process, len(s.plan.Order))
+	for i, m := range s.plan.Order {
+		procs[i] = s.graph.Processes[m.Process]
+	}
+	return procs
+}
+
+func (s *session) newReport() error {
+	kernel, err := loader.Kernel()
+	if err != nil {
+		return err
+	}
+	s.report = report.Report{
+		Version: report.SchemaVersion, Kernel: kernel, Engine: s.engine.String(), DryRun: s.dryRun,
+		Plan: report.NewPlan(s.graph, s.plan, s.bystanders),
+	}
+	s.report.Plan.Incomplete = report.Incomplete(s.snap.Incomplete)
+	return nil
+}
+
+// write prints the report: JSON and DOT were asked for, so --quiet leaves them.
+func (s *session) write(stdout io.Writer) error {
+	if s.quiet && s.output == report.FormatText {
+		return nil
+	}
+	if err := report.Write(stdout, &s.report, s.output, s.verbose); err != nil {
+		return fmt.Errorf("write the report: %w", err)
+	}
+	return nil
+}
+
+// bootTimeNS is the clock of process start times.
+func bootTimeNS() uint64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0
+	}
+	return uint64(ts.Nano())
+}

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"os"
+	"strconv"
+	"testing"
+
+	"github.com/bpfkill/bpfkill/internal/loader"
+	"github.com/bpfkill/bpfkill/internal/nstest"
+	"github.com/bpfkill/bpfkill/internal/report"
+	"github.com/bpfkill/bpfkill/internal/storm"
+)
+
+// stormSize is the size of a storm, in its topology's unit.
+func stormSize(t *testing.T) int {
+	t.Helper()
+	if s := os.Getenv("BPFKILL_TEST_PROCESSES"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if emulated {
+		return 16
+	}
+	return 40
+}
+
+// emulated is set in a virtual machine guest, where each run of the tool takes
+// seconds.
+var emulated = os.Getenv(nstest.VMVariable) == "1"
+
+// engines are those that this kernel has for any kill set.
+func engines() []string {
+	if loader.HaveBatch() == nil {
+		return []string{engineBatch, engineLoop}
+	}
+	return []string{engineLoop}
+}
+
+// TestKillsEveryTopology is the main job: everybody dies, nobody runs.
+func TestKillsEveryTopology(t *testing.T) {
+	nstest.Require(t)
+	for _, engine := range engines() {
+		for _, topology := range storm.Topologies {
+			if topology.Restless {
+				continue
+			}
+			// Every kernel has one engine that kills every topology, and the
+			// order of the signals is the plan's, whichever engine it is.
+			second := engine != engines()[0]
+			if emulated && second && topology.Name != "smtp" && !topology.Mutual {
+				continue
+			}
+			t.Run(engine+"/"+topology.Name, func(t *testing.T) {
+				s := stage(t, topology.Name, stormSize(t))
+				o := runBpfkill(t, "--target", storm.Target, "--engine", engine, "--timeout", "2m", "--output", "json")
+				if o.status != exitGone {
+					t.Fatalf("exit status %d, stderr %q, stdout %s", o.status, o.stderr, o.stdout)
+				}
+				allGone(t, s)
+				checkKill(t, o.report, len(s.Processes()), topology.Mutual)
+			})
+		}
+	}
+}
+
+func checkKill(t *testing.T, r report.Report, members int, mutual bool) {
+	t.Helper()
+	res := r.Result
+	if res == nil {
+		t.Fatal("no result")
+	}
+	if res.Signalled != members || res.Gone != members || len(r.Plan.Processes) != members {
+		t.Errorf("%d planned, %d signalled, %d gone of %d", len(r.Plan.Processes), res.Signalled, res.Gone, members)
+	}
+	if res.UserReturns != 0 {
+		t.Errorf("user_returns is %d", res.UserReturns)
+	}
+	if res.EarlyWakes != 0 && !mutual {
+		t.Errorf("early_wakes is %d: %+v", res.EarlyWakes, res.Wakes)
+	}
+	if !mutual && len(r.Plan.Exposed) != 0 {
+		t.Errorf("exposed although an order exists: %+v", r.Plan.Exposed)
+	}
+	if mutual && len(r.Plan.Exposed) == 0 {
+		t.Error("nobody is exposed although processes wait on each other")
+	}
+	if len(r.Plan.Unaccounted) != 0 {
+		t.Errorf("unaccounted: %+v", r.Plan.Unaccounted)
+	}
+	if res.WindowNS == 0 || res.ExitNS.Max == 0 || res.ExitNS.P50 > res.ExitNS.Max {
+		t.Errorf("nothing measured: window %d ns, exits %+v", res.WindowNS, res.ExitNS)
+	}
+	if res.LostEvents != 0 {
+		t.Errorf("lost_events is %d", res.LostEvents)
+	}
+}

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"cmp"
+	"slices"
+
+	"github.com/bpfkill/bpfkill/internal/loader"
+	"github.com/bpfkill/bpfkill/internal/plan"
+	"github.com/bpfkill/bpfkill/internal/report"
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
+)
+
+// measurement puts what the observer saw beside what the plan predicted.
+type measurement struct {
+	graph  *waitgraph.Graph
+	plan   *plan.Plan
+	seen   *loader.Observation
+	index  map[waitgraph.KernelIdentity]int32
+	byPID  map[int32]int32 // KernelPID at the time of the snapshot -> process
+	fate   map[waitgraph.KernelIdentity]loader.Fate
+	result report.Result
+}
+
+func newMeasurement(g *waitgraph.Graph, p *plan.Plan, seen *loader.Observation) *measurement {
+	m := &measurement{
+		graph: g, plan: p, seen: seen,
+		index: make(map[waitgraph.KernelIdentity]int32, len(g.Processes)),
+		byPID: make(map[int32]int32, len(g.Processes)),
+		fate:  make(map[waitgraph.KernelIdentity]loader.Fate, len(seen.Fates)),
+		result: report.Result{
+			Survivors: []report.Survivor{}, Skipped: []report.Skipped{}, Wakes: []report.Wake{},
+			LostEvents: seen.Lost,
+		},
+	}
+	for i := range g.Processes {
+		m.index[g.Processes[i].KernelIdentity()] = int32(i)
+		m.byPID[g.Processes[i].KernelPID] = int32(i)
+	}
+	for _, f := range seen.Fates {
+		m.fate[f.KernelIdentity] = f
+	}
+	return m
+}
+
+// fates turns the times of each member into the window's figures.
+func (m *measurement) fates() {
+	var first, last uint64
+	var exits []uint64
+	for _, f := range m.seen.Fates {
+		if f.Inherited {
+			m.result.Inherited++
+		}
+		if f.Tripped {
+			m.result.Tripped++
+		}
+		if f.Returned {
+			m.result.UserReturns++
+		}
+		if f.EarlyNS != 0 {
+			m.result.EarlyWakes++
+		}
+		if f.SignalledNS == 0 {
+			continue
+		}
+		if f.ExitNS > f.SignalledNS {
+			exits = append(exits, f.ExitNS-f.SignalledNS)
+		}
+		// Children forked in the race are swept after the window.
+		if f.Inherited {
+			continue
+		}
+		if first == 0 || f.SignalledNS < first {
+			first = f.SignalledNS
+		}
+		last = max(last, f.SignalledNS)
+	}
+	m.result.WindowNS = last - first
+	m.result.ExitNS = percentiles(exits)
+}
+
+func percentiles(ns []uint64) report.ExitNS {
+	if len(ns) == 0 {
+		return report.ExitNS{}
+	}
+	slices.Sort(ns)
+	at := func(percent int) uint64 { return ns[(len(ns)-1)*percent/100] }
+	return report.ExitNS{P50: at(50), P99: at(99), Max: ns[len(ns)-1]}
+}
+
+// wakes lists whom the dying woke: bystanders, and members woken early. self
+// is bpfkill's own pid: it waits for the exits on purpose.
+func (m *measurement) wakes(self int32) {
+	predicted := make(map[wakeKey]waitgraph.Channel, len(m.plan.Bystanders))
+	for _, b := range m.plan.Bystanders {
+		ch := m.graph.Sources[b.Source].Channel
+		predicted[wakeKey{b.Waiter, measuredAs(ch)}] = ch
+	}
+	for _, w := range m.plan.Exposed {
+		ch := m.graph.Sources[w.Source].Channel
+		predicted[wakeKey{w.Waiter, measuredAs(ch)}] = ch
+	}
+	bystanders := make(map[waitgraph.KernelIdentity]bool)
+	for _, w := range m.seen.Wakes {
+		row := report.Wake{Comm: w.WakeeComm, Channel: w.Channel.String(), Count: w.Count}
+		if i, ok := m.index[w.Wakee]; ok {
+			row.PID = m.graph.Processes[i].PID
+			if row.PID == self {
+				continue
+			}
+			var ch waitgraph.Channel
+			if ch, row.Predicted = predicted[wakeKey{i, w.Channel}]; row.Predicted {
+				row.Channel = ch.String()
+			}
+		}
+		if i, ok := m.byPID[w.Cause]; ok {
+			row.Cause = m.graph.Processes[i].PID
+		}
+		_, row.Killed = m.fate[w.Wakee]
+		if !row.Killed {
+			bystanders[w.Wakee] = true
+		}
+		m.result.Wakes = append(m.result.Wakes, row)
+	}
+	m.result.BystanderWakes = len(bystanders)
+	slices.SortFunc(m.result.Wakes, func(a, b report.Wake) int {
+		return cmp.Or(cmp.Compare(a.PID, b.PID), cmp.Compare(a.Channel, b.Channel), cmp.Compare(a.Cause, b.Cause))
+	})
+}
+
+// wakeKey is one process and the channel that it was woken through.
+type wakeKey struct {
+	process int32
+	channel waitgraph.Channel
+}
+
+// measuredAs is the channel under which a wake shows on the kernel's stack: a
+// FIFO is released by pipe_release like any pipe.
+func measuredAs(c waitgraph.Channel) waitgraph.Channel {
+	if c == waitgraph.ChannelFIFO {
+		return waitgraph.ChannelPipe
+	}
+	return c
+}
