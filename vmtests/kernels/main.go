@@ -1,0 +1,70 @@
+// Command kernels fetches the Debian cloud kernels that the VM tests boot and
+// prints their exact versions. Nothing is installed: packages are unpacked
+// into the cache directory ($VMTEST_CACHE, else bpfkill/kernels under the
+// user's cache directory).
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+
+	"github.com/bpfkill/bpfkill/vmtests"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "kernels:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	flags := flag.NewFlagSet("kernels", flag.ExitOnError)
+	update := flags.Bool("update", false, "fetch again what is cached")
+	flags.Usage = func() {
+		fmt.Fprintln(flags.Output(), "usage: kernels [-update] [suite|series …]")
+		flags.PrintDefaults()
+	}
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	spec := os.Getenv("VMTEST_KERNELS")
+	for i, word := range flags.Args() {
+		if i == 0 {
+			spec = word
+		} else {
+			spec += "," + word
+		}
+	}
+	chosen, err := vmtests.Select(spec)
+	if err != nil {
+		return err
+	}
+	arch, err := vmtests.SelectedArch()
+	if err != nil {
+		return err
+	}
+	cache, err := vmtests.OpenCache(arch)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	for _, k := range chosen {
+		how := "cached"
+		kernel, err := cache.Load(k)
+		if *update || errors.Is(err, vmtests.ErrNotCached) {
+			how = "fetched"
+			kernel, err = cache.Fetch(ctx, k)
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%-8s %s\n", how, kernel)
+	}
+	return nil
+}
