@@ -1,0 +1,82 @@
+# bpfkill: build, test, try.
+#
+#   make build      bin/bpfkill and bin/wakestorm (Go alone: the BPF objects are committed)
+#   make demo       the mail-server incident, killed in a private pid namespace (root)
+#   make test       everything: formats, linters, drift of generated files, tests, VM tests
+#   make vmtest     the privileged tests under four kernels in QEMU
+#   make vmtest-fault   the same with the tripwire disabled: every kernel must turn red
+#                   VMTEST_KERNELS=bookworm,6.12,/path/bzImage   which kernels
+#                   VMTEST_PACKAGES=./internal/storm,…            which tests
+#                   VMTEST_ACCEL=kvm, VMTEST_JOBS=1, VMTEST_MEMORY_MIB=512, VMTEST_TAGS=…,
+#                   VMTEST_APPEND="kernel parameters"
+#                   VMTEST_CONSOLE=DIR   write each guest's console there as it comes
+#   make generate   compile bpf/ and write internal/loader's generated files
+#   make lint       the checks of make test that run nothing
+#   make bench      benchmarks
+#   make install    PREFIX=/usr/local, DESTDIR=
+#   make setup      say and install what building and testing need (Debian)
+#   make clean      remove bin/
+
+SHELL  := /bin/bash
+PREFIX ?= /usr/local
+GO     ?= go
+
+# Four kernels, two at a time; each boot has its own limit.
+VMTEST_TIMEOUT ?= 60m
+TEST_TIMEOUT   ?= 10m
+
+.PHONY: all build generate test lint fmtcheck vet drift unit vmtest vmtest-fault kernels \
+	demo bench install setup clean
+
+all: build
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/bpfkill ./cmd/wakestorm
+
+generate:
+	$(GO) generate ./...
+
+# The stages of the test, in their order, with a line for each.
+test:
+	@scripts/test
+
+setup:
+	@scripts/setup
+
+lint: fmtcheck vet
+
+fmtcheck:
+	@scripts/fmtcheck
+
+vet:
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+# The committed objects are what this tree's sources give.
+drift:
+	@scripts/drift
+
+unit:
+	$(GO) test -race -timeout $(TEST_TIMEOUT) ./...
+
+kernels:
+	$(GO) run ./vmtests/kernels
+
+vmtest: kernels
+	VMTEST=1 $(GO) test ./vmtests -count=1 -run TestKernels -v -timeout $(VMTEST_TIMEOUT)
+
+vmtest-fault: kernels
+	VMTEST=1 VMTEST_FAULT=1 $(GO) test ./vmtests -count=1 -run TestKernels -v -timeout $(VMTEST_TIMEOUT)
+
+demo: build
+	@scripts/demo
+
+bench:
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+install: build
+	install -D -m 0755 bin/bpfkill $(DESTDIR)$(PREFIX)/bin/bpfkill
+	install -D -m 0755 bin/wakestorm $(DESTDIR)$(PREFIX)/bin/wakestorm
+
+clean:
+	rm -rf bin
