@@ -79,6 +79,9 @@ func runTool(t *testing.T, cmd *exec.Cmd) toolRun {
 		t.Fatalf("run %v: %v", cmd.Args, err)
 	}
 	o := toolRun{status: cmd.ProcessState.ExitCode(), stdout: stdout.String(), stderr: stderr.String()}
+	// Without a result, so that a test that expects one fails with the rest of
+	// what bpfkill said.
+	o.report.Result = &report.Result{}
 	if strings.HasPrefix(o.stdout, "{") {
 		if err := json.Unmarshal(stdout.Bytes(), &o.report); err != nil {
 			t.Fatalf("decode report: %v\n%s", err, o.stdout)

@@ -130,7 +130,7 @@ func TestForkersLeaveNobody(t *testing.T) {
 				s := stage(t, "forker", 8)
 				o := runBpfkill(t, "--target", storm.Target, "--engine", engine, "--timeout", "2m", "--output", "json")
 				if o.status != exitGone {
-					t.Fatalf("exit status %d, stderr %q, survivors %+v", o.status, o.stderr, o.report.Result.Survivors)
+					t.Fatalf("exit status %d, stderr %q, report %s", o.status, o.stderr, o.stdout)
 				}
 				alive, err := s.Alive()
 				if err != nil {
