@@ -7,6 +7,7 @@
 #   make vmtest-fault   the same with the tripwire disabled: every kernel must turn red
 #                   VMTEST_KERNELS=bookworm,6.12,/path/bzImage   which kernels
 #                   VMTEST_PACKAGES=./internal/storm,…            which tests
+#                   VMTEST_ARGS="-test.run=X -test.count=20"    how to run them
 #                   VMTEST_ACCEL=kvm, VMTEST_JOBS=1, VMTEST_MEMORY_MIB=512, VMTEST_TAGS=…,
 #                   VMTEST_APPEND="kernel parameters"
 #                   VMTEST_CONSOLE=DIR   write each guest's console there as it comes

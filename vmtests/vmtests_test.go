@@ -64,19 +64,24 @@ func TestKernels(t *testing.T) {
 	if err := writeFile(base, func(f *os.File) error { return writeBase(f, p, busybox) }); err != nil {
 		t.Fatal(err)
 	}
+	// The last lines are what somebody sees who sees only the end of the output.
+	var table results
+	t.Cleanup(func() { t.Log(table.String()) })
 	places := make(chan struct{}, set.jobs)
 	for _, k := range set.kernels {
 		t.Run(k.String(), func(t *testing.T) {
 			t.Parallel()
 			places <- struct{}{}
 			defer func() { <-places }()
-			testKernel(t, set, arch, k, base, set.packages)
+			defer func() { table.add(k.String(), t.Failed()) }()
+			testKernel(t, set, arch, k, base, &table)
 		})
 	}
 }
 
 // testKernel boots one kernel and judges its verdict.
-func testKernel(t *testing.T, set *settings, arch Arch, k Kernel, base string, packages []testPackage) {
+func testKernel(t *testing.T, set *settings, arch Arch, k Kernel, base string, table *results) {
+	packages := set.packages
 	initramfs, err := withModules(t, base, k, modules)
 	if err != nil {
 		t.Fatal(err)
@@ -101,10 +106,12 @@ func testKernel(t *testing.T, set *settings, arch Arch, k Kernel, base string, p
 		var died *infrastructureError
 		if errors.As(err, &died) {
 			t.Log("console of the guest:\n" + died.console)
+			table.say(k.String(), []string{err.Error()}, strings.Split(tail(died.console, 30), "\n"))
 		}
 		t.Fatal(err)
 	}
 	t.Log(summary(result))
+	table.summarise(k.String(), summary(result))
 	for _, o := range result.verdict.Outcomes {
 		for _, skip := range o.Skips {
 			t.Logf("skipped in %s: %s", o.Name, skip)
@@ -121,6 +128,7 @@ func testKernel(t *testing.T, set *settings, arch Arch, k Kernel, base string, p
 	for _, problem := range problems {
 		t.Error(problem)
 	}
+	table.say(k.String(), problems, failureLines(result.console, 60))
 }
 
 // judge returns what is wrong with a verdict. With a fault injected what is
@@ -195,7 +203,7 @@ func withModules(t *testing.T, base string, k Kernel, wanted []string) (string, 
 
 func readSettings() (*settings, error) {
 	set := &settings{
-		packages: programs,
+		packages: slices.Clone(programs),
 		tags:     os.Getenv("VMTEST_TAGS"),
 		fault:    os.Getenv("VMTEST_FAULT") != "",
 		console:  os.Getenv("VMTEST_CONSOLE"),
@@ -216,6 +224,9 @@ func readSettings() (*settings, error) {
 		for _, path := range strings.Split(narrow, ",") {
 			set.packages = append(set.packages, packageOf(path))
 		}
+	}
+	for i := range set.packages {
+		set.packages[i].args = append(slices.Clone(set.packages[i].args), strings.Fields(os.Getenv("VMTEST_ARGS"))...)
 	}
 	set.jobs = max(1, min(2, runtime.NumCPU()))
 	if text := os.Getenv("VMTEST_JOBS"); text != "" {

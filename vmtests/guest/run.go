@@ -38,13 +38,17 @@ func run(console *console, program protocol.Program, env []string) protocol.Outc
 	// one is for a program that is beyond that.
 	limit := time.AfterFunc(program.Timeout+15*time.Second, func() { _ = child.Kill() })
 	status := reapUntil(child.Pid)
-	limit.Stop()
+	overstayed := !limit.Stop()
 	outcome.Strays = endStrays()
 	<-drained // nobody is left to hold the pipe
 	stdout.Close()
 
 	outcome.Counts, outcome.Failures, outcome.Skips = tally.Counts, tally.failures, tally.skips
 	outcome.Status = describe(status, outcome.Counts)
+	if status.Signaled() {
+		outcome.Status += "; " + whoKilled(overstayed, kernelLog())
+		console.say("guest: " + program.Name + ": " + outcome.Status + "; its last test was " + tally.running)
+	}
 	outcome.Seconds = time.Since(begin).Round(time.Millisecond).Seconds()
 	return outcome
 }
@@ -128,11 +132,25 @@ func describe(status unix.WaitStatus, counts protocol.Counts) string {
 	return ""
 }
 
+// whoKilled says who ended a program, as far as that can be told.
+func whoKilled(overstayed bool, log string) string {
+	if overstayed {
+		return "the guest killed it after its time limit"
+	}
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, "Out of memory: Killed process") {
+			return "the machine was out of memory: " + strings.TrimSpace(line)
+		}
+	}
+	return "neither the guest nor the kernel's OOM killer did it"
+}
+
 // tally counts the outcomes in the output of a test binary run with -test.v.
 type tally struct {
 	protocol.Counts
 	failures, skips []string
 	last            string // the line before
+	running         string // the test that was started last
 }
 
 // copy passes the output to the console line by line and counts.
@@ -166,6 +184,9 @@ func (t *tally) count(line string) {
 			t.Skipped++
 			t.skips = append(t.skips, name+": "+strings.TrimSpace(t.last))
 		}
+	}
+	if name, ok := strings.CutPrefix(line, "=== RUN   "); ok {
+		t.running = name
 	}
 	t.last = line
 }

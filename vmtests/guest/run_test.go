@@ -28,6 +28,9 @@ FAIL
 	if want := (protocol.Counts{Passed: 1, Failed: 2, Skipped: 1}); got.Counts != want {
 		t.Errorf("counts %+v, want %+v", got.Counts, want)
 	}
+	if got.running != "TestB" {
+		t.Errorf("running %q, want TestB", got.running)
+	}
 	if want := []string{"TestA", "TestA/sub"}; !slices.Equal(got.failures, want) {
 		t.Errorf("failures %q, want %q", got.failures, want)
 	}
@@ -56,6 +59,22 @@ func TestDescribe(t *testing.T) {
 				t.Errorf("describe = %q, want %q", got, tc.want)
 			}
 		})
+	}
+}
+
+func TestWhoKilled(t *testing.T) {
+	const oom = "<3>[   9.0] Out of memory: Killed process 77 (window.test) total-vm:1kB\n"
+	for _, tc := range []struct {
+		overstayed bool
+		log, want  string
+	}{
+		{true, oom, "time limit"},
+		{false, "<6>[ 1.0] booting\n" + oom, "Killed process 77"},
+		{false, "<6>[ 1.0] booting\n", "neither"},
+	} {
+		if got := whoKilled(tc.overstayed, tc.log); !strings.Contains(got, tc.want) {
+			t.Errorf("whoKilled(%v, %q) = %q, want %q", tc.overstayed, tc.log, got, tc.want)
+		}
 	}
 }
 
