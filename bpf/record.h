@@ -9,21 +9,35 @@
 
 #define COMM_LEN 16
 
-/* iter/task: one for each thread group. Times are nanoseconds since boot. */
+/* What a process does with one signal. */
+#define SIGNAL_CAUGHT 1
+#define SIGNAL_IGNORED 2
+#define SIGNAL_BLOCKED 4
+#define SIGNAL_AWAITED 8 /* blocked, but for the sigtimedwait in progress */
+#define SIGNAL_NOCLDWAIT 16 /* SIGCHLD with SA_NOCLDWAIT */
+
+/* iter/task: one for each thread group, and one for each further thread that
+ * blocks other signals than its leader. Times are nanoseconds since boot. */
 struct process_record {
 	__u64 start_ns;
+	__u64 parent_start_ns, tracer_start_ns;
 	__u64 cgroup_id;
+	__u64 pid_id, pgrp_id; /* struct pid of the process and of its group */
+	__u64 namespace_id; /* its own pid namespace */
+	__u64 child_queue, signal_queue, exit_queue; /* wait4, signalfd, pidfd */
+	__u64 tty_pgrp_id; /* a session leader's: the foreground group it would hang up */
 	__s64 rss_pages;
 	__s64 swap_pages;
-	__s32 tgid; /* in the initial pid namespace */
+	__s32 tgid, parent, tracer; /* in the initial pid namespace */
 	__s32 pid, ppid, pgid, sid; /* in the reader's pid namespace, 0: not there */
 	__u32 uid, euid, suid;
 	__u32 state; /* task_struct.__state */
 	__u32 exit_state;
 	__s32 threads;
+	__s32 exit_signal;
 	__s32 pdeath_signal;
-	__u8 sigchld; /* 0 default, 1 ignored, 2 caught */
-	__u8 flags; /* PROCESS_* */
+	__u16 flags; /* PROCESS_* */
+	__u8 sighup, sigchld, sigcont, sigpdeath; /* SIGNAL_* */
 	__u8 pad[6];
 	char comm[COMM_LEN];
 };
@@ -31,8 +45,13 @@ struct process_record {
 #define PROCESS_KTHREAD 1
 #define PROCESS_NS_INIT 2
 #define PROCESS_READER 4 /* the process that runs the iterator */
+#define PROCESS_THREAD 8 /* not the leader: only its signals count */
+#define PROCESS_SUBREAPER 16
+#define PROCESS_VFORK 32 /* its parent waits for its exec or exit */
+#define PROCESS_EXITKILL 64 /* its tracer's death kills it */
+#define PROCESS_OUTSIDE 128 /* not in the reader's namespace: somebody's parent */
 
-/* iter/task_file: one for each descriptor that can wake somebody. */
+/* iter/task_file: one for each descriptor whose end can wake somebody. */
 struct descriptor_record {
 	__u64 start_ns; /* of the thread group leader */
 	__u64 file_id;
@@ -40,10 +59,14 @@ struct descriptor_record {
 	__u64 object_id;
 	__u64 inode;
 	__s64 file_refs; /* without the iterator's own */
+	__u64 own[2]; /* wait queues of the object itself */
+	__u64 wakes[3]; /* further ones that its end wakes */
+	__u64 self_key, peer_key; /* TCP: a connection as each of its ends names it */
+	__u64 session_id; /* master of a terminal: struct pid of the session on it */
 	__s32 tgid;
 	__s32 fd;
 	__u32 table_users; /* tasks that share the descriptor table */
-	__u32 readers, writers; /* the kernel's counts of files */
+	__u32 readers, writers; /* the kernel's counts of files; others than pipes: writers */
 	__u8 kind; /* OBJECT_* */
 	__u8 end; /* END_* */
 	__u8 pad[2];
@@ -51,17 +74,22 @@ struct descriptor_record {
 
 #define OBJECT_PIPE 1
 #define OBJECT_FIFO 2
+#define OBJECT_UNIX 3
+#define OBJECT_TCP 4
+#define OBJECT_PTY_MASTER 5
+#define OBJECT_PTY_SLAVE 6
+#define OBJECT_LOCKED 7 /* a file on which somebody waits for a lock */
 
 #define END_READ 1
 #define END_WRITE 2
+#define END_OPEN 4 /* all there is to the others */
 
-/* Ring buffer: one for each entry of a wait queue. An epoll entry names the
- * instance in link_id; the instance's own sleepers follow with that as
- * object_id. */
+/* Ring buffer: one for each entry of a wait queue. Queues go by the address of
+ * their list head. */
 struct sleeper_record {
 	__u64 entry_id; /* tells an entry that was read twice */
-	__u64 object_id;
-	__u64 link_id; /* VIA_EPOLL: epoll instance; VIA_POLL: file_id */
+	__u64 queue_id;
+	__u64 link_id; /* see VIA_* */
 	__u64 start_ns;
 	__s32 tgid;
 	__u8 via;
@@ -71,9 +99,29 @@ struct sleeper_record {
 };
 
 #define VIA_PLAIN 0
-#define VIA_POLL 1
-#define VIA_EPOLL 2
+#define VIA_POLL 1 /* link_id: file_id */
+#define VIA_EPOLL 2 /* no sleeper: whoever sleeps on queue link_id wakes, too */
 #define VIA_OTHER 3
+#define VIA_RELAY 4 /* like VIA_EPOLL, without an epoll instance in between */
+#define VIA_CHILD 5 /* wait4, waitid: for any child */
+#define VIA_CHILD_PID 6 /* link_id: pid_id of the child */
+#define VIA_CHILD_PGRP 7 /* link_id: pgrp_id of the child */
+
+/* Ring buffer: the end of from wakes the sleepers of to. */
+struct link_record {
+	__u64 from;
+	__u64 to;
+	__u64 inode;
+	__u32 kind; /* LINK_* */
+	__u32 pad;
+};
+
+#define LINK_QUEUE 1 /* from an object to a queue */
+#define LINK_KEY 2 /* from an object to a TCP connection's end, by its key */
+#define LINK_LOCK_TABLE 3 /* from a lock to its owner, a descriptor table */
+#define LINK_LOCK_FILE 4 /* from a lock to its owner, a file */
+#define LINK_LOCK_WAITER 5 /* from a blocked request to the queue of who waits for it */
+#define LINK_LOCK_BLOCKED 6 /* from a lock or a blocked request to the queue behind it */
 
 /* What a walk could not read. */
 struct walk_counts {

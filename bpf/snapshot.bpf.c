@@ -11,10 +11,22 @@
 #include "record.h"
 #include "task.h"
 #include "waitqueue.h"
+#include "sockets.h"
+#include "tty.h"
+#include "locks.h"
+#include "walk.h"
 
+#define SIGHUP 1
 #define SIGCHLD 17
+#define SIGCONT 18
 #define SIG_IGN ((void *)1)
+#define SA_NOCLDWAIT 2
+#define PT_EXITKILL (1 << 23) /* PTRACE_O_EXITKILL, shifted by PT_OPT_FLAG_SHIFT */
 #define S_IFMT 00170000
+#define S_IFSOCK 0140000
+#define S_IFREG 0100000
+#define S_IFDIR 0040000
+#define S_IFCHR 0020000
 #define S_IFIFO 0010000
 #define PIPEFS_MAGIC 0x50495045
 #define FMODE_READ 1
@@ -26,6 +38,9 @@
 #define MM_SHMEMPAGES 3
 
 const volatile __u32 cpus = 1; /* possible CPUs */
+
+/* Whether processes are only listed, without those who wait for their exits. */
+__u64 listing = 0;
 
 /* Only there to learn where each CPU keeps its variables. */
 struct {
@@ -40,6 +55,12 @@ struct {
 const struct process_record *process_record_type __attribute__((unused));
 const struct descriptor_record *descriptor_record_type __attribute__((unused));
 const struct sleeper_record *sleeper_record_type __attribute__((unused));
+const struct link_record *link_record_type __attribute__((unused));
+
+/* The records in progress: they and the walk together are more than a stack
+ * holds. One iterator runs at a time, from one reader. */
+static struct process_record process, relative;
+static struct descriptor_record descriptor;
 
 /* What the verifier takes for a pointer, as a number. */
 #define as_number(pointer)                                      \
@@ -91,58 +112,204 @@ static __always_inline __s64 mm_counter(struct mm_struct *mm, int member)
 	return pages < 0 ? 0 : pages;
 }
 
+static __always_inline void walk_queues(void)
+{
+	if (!walk_pending()) {
+		counts.truncated++;
+		walk.cursor = 0;
+	}
+}
+
+static __always_inline __s32 task_tgid(struct task_struct *task)
+{
+	return BPF_CORE_READ(task, tgid);
+}
+
 static __always_inline void fill_ids(struct process_record *r, struct task_struct *task)
 {
 	struct task_struct *reader = (void *)bpf_get_current_task();
+	struct task_struct *parent = BPF_CORE_READ(task, real_parent, group_leader);
 	struct pid *self = BPF_CORE_READ(reader, thread_pid);
 	__u32 level = BPF_CORE_READ(self, level);
 	struct pid_namespace *ns = pid_own_ns(self);
 	struct signal_struct *signal = BPF_CORE_READ(task, signal);
 	struct pid *pid = BPF_CORE_READ(task, thread_pid);
+	struct pid *pgrp = BPF_CORE_READ(signal, pids[PIDTYPE_PGID]);
 
-	r->tgid = BPF_CORE_READ(task, tgid);
+	r->tgid = task_tgid(task);
+	r->parent = task_tgid(parent);
+	r->parent_start_ns = group_start_ns(parent);
 	r->pid = pid_number(pid, level, ns);
-	r->ppid = pid_number(BPF_CORE_READ(task, real_parent, group_leader, thread_pid), level, ns);
-	r->pgid = pid_number(BPF_CORE_READ(signal, pids[PIDTYPE_PGID]), level, ns);
+	r->ppid = pid_number(BPF_CORE_READ(parent, thread_pid), level, ns);
+	r->pgid = pid_number(pgrp, level, ns);
 	r->sid = pid_number(BPF_CORE_READ(signal, pids[PIDTYPE_SID]), level, ns);
-	if (r->tgid == BPF_CORE_READ(reader, tgid))
+	r->pid_id = (__u64)pid;
+	r->pgrp_id = (__u64)pgrp;
+	if (r->tgid == task_tgid(reader))
 		r->flags |= PROCESS_READER;
-	if (pid && pid_is_init(pid))
+	if (!pid)
+		return;
+	r->namespace_id = (__u64)pid_own_ns(pid);
+	if (pid_is_init(pid))
 		r->flags |= PROCESS_NS_INIT;
+}
+
+static __always_inline struct k_sigaction *signal_slot(struct sighand_struct *sighand, __u32 sig)
+{
+	return (void *)sighand + bpf_core_field_offset(struct sighand_struct, action) +
+	       (sig - 1) * bpf_core_type_size(struct k_sigaction);
+}
+
+static __always_inline __u8 signal_action(struct task_struct *task, struct sighand_struct *sighand,
+					  __u32 sig)
+{
+	void *handler = BPF_CORE_READ(signal_slot(sighand, sig), sa.sa_handler);
+	__u64 bit = 1ULL << (sig - 1);
+	__u8 what = 0;
+
+	if (handler)
+		what = handler == SIG_IGN ? SIGNAL_IGNORED : SIGNAL_CAUGHT;
+	if (BPF_CORE_READ(task, blocked.sig[0]) & bit)
+		what |= SIGNAL_BLOCKED;
+	if (BPF_CORE_READ(task, real_blocked.sig[0]) & bit)
+		what |= SIGNAL_AWAITED;
+	return what;
+}
+
+/* What the task does with the signals that a death can send. */
+static __always_inline void fill_signals(struct process_record *r, struct task_struct *task)
+{
+	struct sighand_struct *sighand = BPF_CORE_READ(task, sighand);
+
+	r->sighup = signal_action(task, sighand, SIGHUP);
+	r->sigchld = signal_action(task, sighand, SIGCHLD);
+	r->sigcont = signal_action(task, sighand, SIGCONT);
+	if (BPF_CORE_READ(signal_slot(sighand, SIGCHLD), sa.sa_flags) & SA_NOCLDWAIT)
+		r->sigchld |= SIGNAL_NOCLDWAIT;
+	r->pdeath_signal = BPF_CORE_READ(task, pdeath_signal);
+	if (r->pdeath_signal > 0 && r->pdeath_signal <= 64)
+		r->sigpdeath = signal_action(task, sighand, r->pdeath_signal);
+}
+
+/* Who is told of the exit, and who waits to be told of others'. */
+static __always_inline void fill_kin(struct process_record *r, struct task_struct *task)
+{
+	struct signal_struct *signal = BPF_CORE_READ(task, signal);
+	struct sighand_struct *sighand = BPF_CORE_READ(task, sighand);
+	struct pid *pid = BPF_CORE_READ(task, thread_pid);
+	struct task_struct *tracer;
+	struct tty_struct *tty;
+	__u32 ptrace = BPF_CORE_READ(task, ptrace);
+
+	r->exit_signal = BPF_CORE_READ(task, exit_signal);
+	if (ptrace) {
+		tracer = BPF_CORE_READ(task, parent, group_leader);
+		r->tracer = task_tgid(tracer);
+		r->tracer_start_ns = group_start_ns(tracer);
+		if (ptrace & PT_EXITKILL)
+			r->flags |= PROCESS_EXITKILL;
+	}
+	if (BPF_CORE_READ(task, vfork_done))
+		r->flags |= PROCESS_VFORK;
+	if (BPF_CORE_READ_BITFIELD_PROBED(signal, is_child_subreaper))
+		r->flags |= PROCESS_SUBREAPER;
+	if (BPF_CORE_READ(signal, leader)) {
+		tty = BPF_CORE_READ(signal, tty);
+		r->tty_pgrp_id = (__u64)(tty ? tty_pgrp(tty) : BPF_CORE_READ(signal, tty_old_pgrp));
+	}
+	r->child_queue = queue_id((void *)signal +
+				  bpf_core_field_offset(struct signal_struct, wait_chldexit));
+	push_list((void *)r->child_queue, 0, LIST_CHILD_WAITERS);
+	if (sighand)
+		r->signal_queue =
+			push_queue((void *)sighand +
+				   bpf_core_field_offset(struct sighand_struct, signalfd_wqh));
+	if (pid)
+		r->exit_queue =
+			push_queue((void *)pid + bpf_core_field_offset(struct pid, wait_pidfd));
+}
+
+static __always_inline void fill_memory(struct process_record *r, struct task_struct *task)
+{
+	struct mm_struct *mm = BPF_CORE_READ(task, mm);
+
+	if (!mm || r->flags & PROCESS_KTHREAD)
+		return;
+	r->rss_pages = mm_counter(mm, MM_FILEPAGES) + mm_counter(mm, MM_ANONPAGES) +
+		       mm_counter(mm, MM_SHMEMPAGES);
+	r->swap_pages = mm_counter(mm, MM_SWAPENTS);
+}
+
+static __always_inline void fill_process(struct process_record *r, struct task_struct *task)
+{
+	fill_ids(r, task);
+	fill_signals(r, task);
+	r->start_ns = group_start_ns(task);
+	r->cgroup_id = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
+	r->uid = BPF_CORE_READ(task, cred, uid.val);
+	r->euid = BPF_CORE_READ(task, cred, euid.val);
+	r->suid = BPF_CORE_READ(task, cred, suid.val);
+	r->state = task_state(task);
+	r->exit_state = BPF_CORE_READ(task, exit_state);
+	r->threads = BPF_CORE_READ(task, signal, nr_threads);
+	if (BPF_CORE_READ(task, flags) & PF_KTHREAD)
+		r->flags |= PROCESS_KTHREAD;
+	BPF_CORE_READ_STR_INTO(&r->comm, task, comm);
+}
+
+/* A thread with another signal mask than its leader: a signal to the process
+ * may wake it instead. */
+static __always_inline void write_thread(struct seq_file *seq, struct task_struct *task)
+{
+	struct process_record *r = &process;
+
+	if (listing || BPF_CORE_READ(task, blocked.sig[0]) ==
+			       BPF_CORE_READ(task, group_leader, blocked.sig[0]))
+		return;
+	__builtin_memset(r, 0, sizeof(*r));
+	r->flags = PROCESS_THREAD;
+	r->tgid = task_tgid(task);
+	r->start_ns = group_start_ns(task);
+	r->state = task_state(task);
+	fill_signals(r, task);
+	bpf_seq_write(seq, r, sizeof(*r));
+}
+
+/* A parent that the reader's namespace does not show: it wakes like others. */
+static __always_inline void write_outsider(struct seq_file *seq, struct task_struct *task)
+{
+	struct process_record *r = &relative;
+
+	__builtin_memset(r, 0, sizeof(*r));
+	r->flags = PROCESS_OUTSIDE;
+	fill_process(r, task);
+	fill_kin(r, task);
+	bpf_seq_write(seq, r, sizeof(*r));
 }
 
 SEC("iter/task")
 int processes(struct bpf_iter__task *ctx)
 {
 	struct task_struct *task = ctx->task;
-	struct process_record r = {};
-	struct mm_struct *mm;
-	void *handler;
+	struct process_record *r = &process;
 
-	if (!task || task->pid != task->tgid)
+	if (!task)
 		return 0;
-	fill_ids(&r, task);
-	r.start_ns = task->start_boottime;
-	r.cgroup_id = BPF_CORE_READ(task, cgroups, dfl_cgrp, kn, id);
-	r.uid = BPF_CORE_READ(task, cred, uid.val);
-	r.euid = BPF_CORE_READ(task, cred, euid.val);
-	r.suid = BPF_CORE_READ(task, cred, suid.val);
-	r.state = task_state(task);
-	r.exit_state = task->exit_state;
-	r.threads = BPF_CORE_READ(task, signal, nr_threads);
-	r.pdeath_signal = task->pdeath_signal;
-	handler = BPF_CORE_READ(task, sighand, action[SIGCHLD - 1].sa.sa_handler);
-	r.sigchld = !handler ? 0 : handler == SIG_IGN ? 1 : 2;
-	if (task->flags & PF_KTHREAD)
-		r.flags |= PROCESS_KTHREAD;
-	mm = BPF_CORE_READ(task, mm);
-	if (mm && !(r.flags & PROCESS_KTHREAD)) {
-		r.rss_pages = mm_counter(mm, MM_FILEPAGES) + mm_counter(mm, MM_ANONPAGES) +
-			      mm_counter(mm, MM_SHMEMPAGES);
-		r.swap_pages = mm_counter(mm, MM_SWAPENTS);
+	if (task->pid != task->tgid) {
+		write_thread(ctx->meta->seq, task);
+		return 0;
 	}
-	BPF_CORE_READ_STR_INTO(&r.comm, task, comm);
-	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
+	__builtin_memset(r, 0, sizeof(*r));
+	fill_process(r, task);
+	fill_memory(r, task);
+	if (!listing)
+		fill_kin(r, task);
+	bpf_seq_write(ctx->meta->seq, r, sizeof(*r));
+	if (listing || r->flags & PROCESS_KTHREAD)
+		return 0;
+	if (!r->ppid && r->parent)
+		write_outsider(ctx->meta->seq, BPF_CORE_READ(task, real_parent, group_leader));
+	walk_queues();
 	return 0;
 }
 
@@ -153,49 +320,70 @@ static __always_inline __s64 file_refs(struct file *file)
 	return BPF_CORE_READ((struct file___count *)file, f_count.counter);
 }
 
+static __always_inline bool fill_pipe(struct descriptor_record *r, struct file *file,
+				      struct inode *inode)
+{
+	struct pipe_inode_info *pipe = BPF_CORE_READ(file, private_data);
+	__u32 mode = BPF_CORE_READ(file, f_mode);
+
+	if (mode & FMODE_READ)
+		r->end |= END_READ;
+	if (mode & FMODE_WRITE)
+		r->end |= END_WRITE;
+	if (!r->end || !pipe) /* O_PATH */
+		return false;
+	r->kind = BPF_CORE_READ(inode, i_sb, s_magic) == PIPEFS_MAGIC ? OBJECT_PIPE : OBJECT_FIFO;
+	r->object_id = (__u64)pipe;
+	r->readers = BPF_CORE_READ(pipe, readers);
+	r->writers = BPF_CORE_READ(pipe, writers);
+	r->own[0] =
+		push_queue((void *)pipe + bpf_core_field_offset(struct pipe_inode_info, rd_wait));
+	r->own[1] =
+		push_queue((void *)pipe + bpf_core_field_offset(struct pipe_inode_info, wr_wait));
+	return true;
+}
+
+/* Whether the end of file can wake somebody. */
+static __always_inline bool fill_object(struct descriptor_record *r, struct file *file)
+{
+	struct inode *inode = file->f_inode;
+
+	r->inode = BPF_CORE_READ(inode, i_ino);
+	switch (BPF_CORE_READ(inode, i_mode) & S_IFMT) {
+	case S_IFIFO:
+		return fill_pipe(r, file, inode);
+	case S_IFSOCK:
+		return fill_socket(r, file);
+	case S_IFCHR:
+		return fill_tty(r, file, inode);
+	case S_IFREG:
+	case S_IFDIR:
+		return fill_locked(r, inode);
+	}
+	return false;
+}
+
 SEC("iter/task_file")
 int descriptors(struct bpf_iter__task_file *ctx)
 {
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
-	struct descriptor_record r = {};
-	struct pipe_inode_info *pipe;
-	struct inode *inode;
+	struct descriptor_record *r = &descriptor;
 
 	if (!task || !file)
 		return 0;
-	inode = file->f_inode;
-	if ((BPF_CORE_READ(inode, i_mode) & S_IFMT) != S_IFIFO)
+	__builtin_memset(r, 0, sizeof(*r));
+	if (!fill_object(r, file))
 		return 0;
-	if (file->f_mode & FMODE_READ)
-		r.end |= END_READ;
-	if (file->f_mode & FMODE_WRITE)
-		r.end |= END_WRITE;
-	pipe = file->private_data;
-	if (!r.end || !pipe) /* O_PATH */
-		return 0;
-	r.kind = BPF_CORE_READ(inode, i_sb, s_magic) == PIPEFS_MAGIC ? OBJECT_PIPE : OBJECT_FIFO;
-	r.tgid = task->tgid;
-	r.start_ns = group_start_ns(task);
-	r.fd = ctx->fd;
-	r.file_id = (__u64)file;
-	r.file_refs = file_refs(file) - 1;
-	r.table_id = (__u64)task->files;
-	r.table_users = BPF_CORE_READ(task, files, count.counter);
-	r.object_id = (__u64)pipe;
-	r.inode = BPF_CORE_READ(inode, i_ino);
-	r.readers = BPF_CORE_READ(pipe, readers);
-	r.writers = BPF_CORE_READ(pipe, writers);
-	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
-
-	push_queue((void *)pipe + bpf_core_field_offset(struct pipe_inode_info, rd_wait),
-		   r.object_id);
-	push_queue((void *)pipe + bpf_core_field_offset(struct pipe_inode_info, wr_wait),
-		   r.object_id);
-	if (!walk_pending()) {
-		counts.truncated++;
-		walk.cursor = 0;
-	}
+	r->tgid = task->tgid;
+	r->start_ns = group_start_ns(task);
+	r->fd = ctx->fd;
+	r->file_id = (__u64)file;
+	r->file_refs = file_refs(file) - 1;
+	r->table_id = (__u64)task->files;
+	r->table_users = BPF_CORE_READ(task, files, count.counter);
+	bpf_seq_write(ctx->meta->seq, r, sizeof(*r));
+	walk_queues();
 	return 0;
 }
 

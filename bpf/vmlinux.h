@@ -19,7 +19,10 @@ typedef __u16 __be16;
 typedef __u32 __be32;
 typedef __u32 __wsum;
 typedef _Bool bool;
-enum { false = 0, true = 1 };
+enum {
+	false = 0,
+	true = 1
+};
 
 enum bpf_map_type {
 	BPF_MAP_TYPE_HASH = 1,
@@ -40,7 +43,13 @@ enum { /* map and update flags of the bpf(2) ABI */
 
 /* The prototype of bpf_send_signal_task is checked against kernel BTF, tag
  * included, even where the kfunc is weak. */
-enum pid_type { PIDTYPE_PID, PIDTYPE_TGID, PIDTYPE_PGID, PIDTYPE_SID, PIDTYPE_MAX };
+enum pid_type {
+	PIDTYPE_PID,
+	PIDTYPE_TGID,
+	PIDTYPE_PGID,
+	PIDTYPE_SID,
+	PIDTYPE_MAX
+};
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -81,15 +90,35 @@ struct super_block { /* pipefs or a FIFO's file system */
 	unsigned long s_magic;
 };
 
-struct inode { /* pipes and FIFOs are told by their mode */
+struct file_lock_context { /* only where a lock is or was held */
+	struct list_head flc_flock, flc_posix;
+};
+
+struct inode { /* objects are told by their mode, terminals by their device */
 	unsigned short i_mode;
 	struct super_block *i_sb;
 	unsigned long i_ino;
+	unsigned int i_rdev;
+	struct file_lock_context *i_flctx;
+};
+
+struct file_lock_core { /* since v6.9, a69ce85ec9af: split off file_lock */
+	struct list_head flc_list, flc_blocked_requests, flc_blocked_member;
+	void *flc_owner;
+	unsigned int flc_flags;
+	wait_queue_head_t flc_wait;
+};
+
+struct file_lock {
+	struct list_head fl_list, fl_blocked_requests, fl_blocked_member;
+	void *fl_owner;
+	unsigned int fl_flags;
+	wait_queue_head_t fl_wait;
 };
 
 struct file {
 	unsigned int f_mode;
-	void *private_data; /* pipe_inode_info of an open pipe or FIFO */
+	void *private_data; /* pipe_inode_info, socket or tty_file_private */
 	struct inode *f_inode;
 	file_ref_t f_ref;
 };
@@ -130,6 +159,7 @@ struct epitem {
 
 struct eventpoll {
 	wait_queue_head_t wq; /* tasks in epoll_wait */
+	wait_queue_head_t poll_wait; /* who polls the instance itself */
 };
 
 struct eppoll_entry { /* epoll: leads from the entry to the instance */
@@ -147,7 +177,105 @@ struct upid {
 
 struct pid { /* numbers[level] is the pid in the process's own namespace */
 	unsigned int level;
+	wait_queue_head_t wait_pidfd;
 	struct upid numbers[1];
+};
+
+struct wait_opts { /* a sleeper in wait4 or waitid, and what for */
+	enum pid_type wo_type;
+	struct pid *wo_pid;
+	wait_queue_entry_t child_wait;
+};
+
+struct net;
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct in6_addr {
+	union {
+		__be32 u6_addr32[4];
+	} in6_u;
+};
+
+struct sock_common {
+	__be32 skc_daddr, skc_rcv_saddr;
+	__be16 skc_dport;
+	__u16 skc_num;
+	unsigned short skc_family;
+	volatile unsigned char skc_state;
+	possible_net_t skc_net;
+	struct in6_addr skc_v6_daddr, skc_v6_rcv_saddr;
+};
+
+struct sk_buff {
+	struct sk_buff *next;
+	struct sock *sk; /* in a listener's backlog: the socket that nobody accepted yet */
+};
+
+struct sk_buff_head {
+	struct sk_buff *next;
+};
+
+struct socket_wq {
+	wait_queue_head_t wait;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+	struct sk_buff_head sk_receive_queue;
+	__u16 sk_protocol;
+	struct socket_wq *sk_wq; /* in the socket, none until accepted */
+};
+
+struct socket {
+	short type;
+	struct sock *sk;
+};
+
+struct unix_sock {
+	struct sock sk;
+	struct sock *peer;
+	struct socket_wq peer_wq; /* who waits until this one has read */
+	wait_queue_entry_t peer_wake; /* a poller's place in its peer's peer_wq */
+};
+
+struct request_sock { /* a connection in a listener's accept queue */
+	struct request_sock *dl_next;
+	struct sock *sk;
+};
+
+struct request_sock_queue {
+	struct request_sock *rskq_accept_head;
+};
+
+struct inet_connection_sock {
+	struct request_sock_queue icsk_accept_queue;
+};
+
+struct tcp_sock { /* unread data turns a close into a reset */
+	__u32 rcv_nxt, copied_seq;
+};
+
+struct tty_struct {
+	int index, count;
+	struct tty_struct *link; /* a pty's other end */
+	wait_queue_head_t write_wait, read_wait;
+};
+
+struct tty_struct___ctrl { /* since v5.13, 64d608db38ff */
+	struct {
+		struct pid *pgrp, *session;
+	} ctrl;
+};
+
+struct tty_struct___plain { /* until v5.12 */
+	struct pid *pgrp, *session;
+};
+
+struct tty_file_private {
+	struct tty_struct *tty;
 };
 
 struct kernfs_node { /* id is the inode number of the cgroup's directory */
@@ -187,8 +315,15 @@ struct cred {
 	kuid_t uid, suid, euid;
 };
 
+typedef struct {
+	unsigned long sig[1];
+} sigset_t;
+
+struct completion;
+
 struct sigaction {
 	void *sa_handler;
+	unsigned long sa_flags;
 };
 
 struct k_sigaction {
@@ -197,11 +332,8 @@ struct k_sigaction {
 
 struct sighand_struct {
 	struct k_sigaction action[64];
+	wait_queue_head_t signalfd_wqh;
 };
-
-typedef struct {
-	unsigned long sig[1];
-} sigset_t;
 
 struct sigpending {
 	sigset_t signal;
@@ -211,17 +343,26 @@ struct signal_struct {
 	atomic_t live; /* threads that have not reached do_exit */
 	int nr_threads;
 	struct pid *pids[PIDTYPE_MAX];
+	wait_queue_head_t wait_chldexit; /* who waits for a child */
 	struct sigpending shared_pending;
+	struct tty_struct *tty;
+	struct pid *tty_old_pgrp; /* once the terminal has hung up */
+	int leader; /* of its session */
+	unsigned int is_child_subreaper : 1;
 };
 
 struct task_struct {
 	unsigned int __state; /* since v5.14, 2f064a59a11f */
 	unsigned int flags;
 	int exit_state;
+	int exit_signal;
 	int pid, tgid;
+	unsigned int ptrace;
 	int pdeath_signal;
 	__u64 start_boottime;
-	struct task_struct *real_parent, *group_leader;
+	struct task_struct *real_parent, *parent, *group_leader; /* parent: the tracer */
+	struct completion *vfork_done;
+	sigset_t blocked, real_blocked;
 	struct mm_struct *mm;
 	const struct cred *cred;
 	struct files_struct *files;

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0 */
 /*
- * The walk of wait queues: who sleeps, and how. A handler queues the heads that
- * it found with push_queue() and then calls walk_pending().
+ * The walk of lists: wait queues (who sleeps, and how), locks and the requests
+ * behind them, connections that nobody accepted yet. A handler queues the heads
+ * that it found with push_queue() and push_list(), and then calls walk_pending().
  */
 #ifndef BPFKILL_WAITQUEUE_H
 #define BPFKILL_WAITQUEUE_H
 
 #define WQ_FLAG_EXCLUSIVE 1
+#define AF_UNIX 1
 
 /* EPOLLEXCLUSIVE, EPOLLWAKEUP, EPOLLONESHOT, EPOLLET: what is left when a
  * one-shot item has fired. ep_poll_callback() ignores such an item. */
@@ -19,9 +21,19 @@
 #define WALK_RETRIES 4
 const volatile __u64 sleepers_per_queue = 32768;
 
+/* What a list that is walked consists of. */
+#define LIST_SLEEPERS 0 /* a wait queue */
+#define LIST_CHILD_WAITERS 1 /* a wait queue of wait_opts */
+#define LIST_LOCKS 2 /* the locks on a file */
+#define LIST_BLOCKED 3 /* the requests behind one lock */
+#define LIST_UNIX_BACKLOG 4 /* connections that a listener has not accepted */
+#define LIST_TCP_BACKLOG 5
+
 struct queue {
-	__u64 head; /* address of the list_head */
-	__u64 object_id;
+	__u64 head; /* address of the list head */
+	__u64 owner; /* whose end wakes; not for wait queues */
+	__u32 kind; /* LIST_* */
+	__u32 pad;
 };
 
 struct {
@@ -53,20 +65,51 @@ static struct {
 	__u64 retries;
 } walk;
 
-/* Queues a wait queue for the walk, once however many ways lead to it. */
-static __always_inline void push_queue(void *head, __u64 object_id)
+/* Queues a list for the walk, once however many ways lead to it. */
+static __always_inline void push_list(void *head, __u64 owner, __u32 kind)
 {
 	struct queue q = {
-		.head = (__u64)head + bpf_core_field_offset(struct wait_queue_head, head),
-		.object_id = object_id,
+		.head = (__u64)head,
+		.owner = owner,
+		.kind = kind,
 	};
+	struct list_head *list = head;
 	__u8 one = 1;
 	int err; /* not long: map operations return int until v6.3, d7ba4cc900bf */
 
+	if (!head || BPF_CORE_READ(list, next) == (kind == LIST_TCP_BACKLOG ? 0 : list))
+		return;
 	err = bpf_map_update_elem(&visited, &q.head, &one, BPF_NOEXIST);
 	if (err == -17 /* EEXIST */)
 		return;
 	if (err || bpf_map_push_elem(&pending, &q, 0))
+		counts.dropped++;
+}
+
+/* A wait queue is named by the address of its list head. */
+static __always_inline __u64 queue_id(void *head)
+{
+	return (__u64)head + bpf_core_field_offset(struct wait_queue_head, head);
+}
+
+static __always_inline __u64 push_queue(void *head)
+{
+	__u64 id = queue_id(head);
+
+	push_list((void *)id, 0, LIST_SLEEPERS);
+	return id;
+}
+
+static __always_inline void emit_link(__u32 kind, __u64 from, __u64 to, __u64 inode)
+{
+	struct link_record r = {
+		.kind = kind,
+		.from = from,
+		.to = to,
+		.inode = inode,
+	};
+
+	if (bpf_ringbuf_output(&sleepers, &r, sizeof(r), BPF_RB_NO_WAKEUP))
 		counts.dropped++;
 }
 
@@ -111,13 +154,58 @@ static __always_inline struct epitem *epoll_item(struct wait_queue_entry *entry,
 	return BPF_CORE_READ(pwq, base);
 }
 
+static __always_inline void emit_sleeper(struct sleeper_record *r)
+{
+	if (bpf_ringbuf_output(&sleepers, r, sizeof(*r), BPF_RB_NO_WAKEUP))
+		counts.dropped++;
+}
+
+/* An epoll instance passes the wake on to its own sleepers, and to whoever polls
+ * the instance. */
 static __always_inline void emit_epoll(struct sleeper_record *r, struct epitem *item)
 {
 	struct eventpoll *ep = BPF_CORE_READ(item, ep);
 
+	if (!(BPF_CORE_READ(item, event.events) & ~EP_PRIVATE_BITS))
+		return;
 	r->via = VIA_EPOLL;
-	r->link_id = (__u64)ep;
-	push_queue((void *)ep + bpf_core_field_offset(struct eventpoll, wq), r->link_id);
+	r->link_id = push_queue((void *)ep + bpf_core_field_offset(struct eventpoll, wq));
+	emit_sleeper(r);
+	r->link_id = push_queue((void *)ep + bpf_core_field_offset(struct eventpoll, poll_wait));
+	emit_sleeper(r);
+}
+
+/* A datagram socket whose peer's buffer is full waits for room there on behalf
+ * of its own pollers (unix_dgram_peer_wake_me). */
+static __always_inline bool emit_relay(struct sleeper_record *r, struct wait_queue_entry *entry)
+{
+	struct unix_sock *u;
+	void *peer = BPF_CORE_READ(entry, private);
+
+	if (!bpf_core_type_exists(struct unix_sock) || !peer)
+		return false;
+	u = (void *)entry - bpf_core_field_offset(struct unix_sock, peer_wake);
+	if (BPF_CORE_READ(u, peer) != peer ||
+	    BPF_CORE_READ(u, sk.__sk_common.skc_family) != AF_UNIX)
+		return false;
+	r->via = VIA_RELAY;
+	r->link_id = push_queue((void *)BPF_CORE_READ(u, sk.sk_wq) +
+				bpf_core_field_offset(struct socket_wq, wait));
+	emit_sleeper(r);
+	return true;
+}
+
+static __always_inline void child_waiter(struct sleeper_record *r, struct wait_queue_entry *entry)
+{
+	struct wait_opts *wo = (void *)entry - bpf_core_field_offset(struct wait_opts, child_wait);
+	__u32 type = BPF_CORE_READ(wo, wo_type);
+
+	if (type == PIDTYPE_MAX) {
+		r->via = VIA_CHILD;
+		return;
+	}
+	r->via = type == PIDTYPE_PGID ? VIA_CHILD_PGRP : VIA_CHILD_PID;
+	r->link_id = (__u64)BPF_CORE_READ(wo, wo_pid);
 }
 
 static __always_inline void emit_entry(struct wait_queue_entry *entry)
@@ -125,119 +213,30 @@ static __always_inline void emit_entry(struct wait_queue_entry *entry)
 	void *whead = (void *)walk.queue.head - bpf_core_field_offset(struct wait_queue_head, head);
 	struct sleeper_record r = {
 		.entry_id = (__u64)entry,
-		.object_id = walk.queue.object_id,
+		.queue_id = walk.queue.head,
 	};
 	struct task_struct *task = BPF_CORE_READ(entry, private);
 	struct epitem *item = epoll_item(entry, whead);
 
 	r.exclusive = BPF_CORE_READ(entry, flags) & WQ_FLAG_EXCLUSIVE;
 	if (item) {
-		if (!(BPF_CORE_READ(item, event.events) & ~EP_PRIVATE_BITS))
-			return;
 		emit_epoll(&r, item);
-	} else {
-		if (!looks_like_task(task)) {
-			task = poll_task(entry, whead, &r.link_id);
-			r.via = task ? VIA_POLL : VIA_OTHER;
-		}
-		if (task) {
-			r.tgid = BPF_CORE_READ(task, tgid);
-			r.start_ns = group_start_ns(task);
-			BPF_CORE_READ_STR_INTO(&r.comm, task, group_leader, comm);
-		}
+		return;
 	}
-	if (bpf_ringbuf_output(&sleepers, &r, sizeof(r), BPF_RB_NO_WAKEUP))
-		counts.dropped++;
-}
-
-static __always_inline void open_queue(void)
-{
-	struct list_head *head = (void *)walk.queue.head;
-
-	walk.cursor = (__u64)BPF_CORE_READ(head, next);
-	walk.seen = 0;
-}
-
-/* One step of the walk: 0 to go on, 1 when no queue is left. The list is read
- * without its lock. An entry that leaves the queue under the walk points to
- * itself (list_del_init): the queue is then read again, and Go drops what it
- * has twice. */
-static __always_inline int step(void)
-{
-	struct list_head *at = (void *)walk.cursor;
-	struct list_head *next;
-
-	if (!walk.cursor) {
-		if (bpf_map_pop_elem(&pending, &walk.queue))
-			return 1;
-		walk.retries = 0;
-		open_queue();
-		return 0;
+	if (!looks_like_task(task)) {
+		task = poll_task(entry, whead, &r.link_id);
+		r.via = task ? VIA_POLL : VIA_OTHER;
+	} else if (walk.queue.kind == LIST_CHILD_WAITERS) {
+		child_waiter(&r, entry);
 	}
-	if (walk.cursor == walk.queue.head) {
-		walk.cursor = 0;
-		return 0;
+	if (!task && emit_relay(&r, entry))
+		return;
+	if (task) {
+		r.tgid = BPF_CORE_READ(task, tgid);
+		r.start_ns = group_start_ns(task);
+		BPF_CORE_READ_STR_INTO(&r.comm, task, group_leader, comm);
 	}
-	if (walk.seen >= sleepers_per_queue) {
-		counts.truncated++;
-		walk.cursor = 0;
-		return 0;
-	}
-	if (bpf_probe_read_kernel(&next, sizeof(next), &at->next))
-		next = at;
-	if (next == at || !next) {
-		if (++walk.retries < WALK_RETRIES) {
-			open_queue();
-			return 0;
-		}
-		counts.raced++;
-		walk.cursor = 0;
-		return 0;
-	}
-	emit_entry((void *)at - bpf_core_field_offset(struct wait_queue_entry, entry));
-	walk.seen++;
-	walk.cursor = (__u64)next;
-	return 0;
-}
-
-__attribute__((noinline)) int walk_steps(void)
-{
-	int i;
-
-	for (i = 0; i < FANOUT; i++)
-		if (step())
-			return 1;
-	return 0;
-}
-
-__attribute__((noinline)) int walk_steps2(void)
-{
-	int i;
-
-	for (i = 0; i < FANOUT; i++)
-		if (walk_steps())
-			return 1;
-	return 0;
-}
-
-__attribute__((noinline)) int walk_steps3(void)
-{
-	int i;
-
-	for (i = 0; i < FANOUT; i++)
-		if (walk_steps2())
-			return 1;
-	return 0;
-}
-
-__attribute__((noinline)) int walk_pending(void)
-{
-	int i;
-
-	for (i = 0; i < FANOUT; i++)
-		if (walk_steps3())
-			return 1;
-	return 0;
+	emit_sleeper(&r);
 }
 
 #endif

@@ -19,22 +19,45 @@ type snapshotBuilder struct {
 	snap    *waitgraph.Snapshot
 	process map[taskKey]int32
 	object  map[uint64]int32
+	queue   map[uint64]int32 // wait queue -> the object whose sleepers are on it
 	file    map[uint64]int32
 	table   map[uint64]int32
+
+	wakes []objectQueue // what the end of an object wakes beyond its own queues
+	locks lockBuilder
+	tcp   tcpBuilder
+	kin   kinBuilder
 }
 
-func newSnapshotBuilder(procs []waitgraph.Process) *snapshotBuilder {
-	b := &snapshotBuilder{
-		snap:    &waitgraph.Snapshot{Processes: procs},
-		process: make(map[taskKey]int32, len(procs)),
+type objectQueue struct {
+	object int32
+	queue  uint64
+}
+
+func newSnapshotBuilder() *snapshotBuilder {
+	return &snapshotBuilder{
+		snap:    &waitgraph.Snapshot{},
+		process: make(map[taskKey]int32),
 		object:  make(map[uint64]int32),
+		queue:   make(map[uint64]int32),
 		file:    make(map[uint64]int32),
 		table:   make(map[uint64]int32),
+		locks:   newLockBuilder(),
+		tcp:     newTCPBuilder(),
+		kin:     newKinBuilder(),
 	}
-	for i := range procs {
-		b.process[taskKey{procs[i].KernelPID, procs[i].StartNS}] = int32(i)
+}
+
+// build resolves what records refer to, once all of them are there.
+func (b *snapshotBuilder) build(sleepers []snapshotSleeperRecord, links []snapshotLinkRecord) *waitgraph.Snapshot {
+	b.addLinks(links)
+	for _, w := range b.wakes {
+		b.link(w.object, w.queue)
 	}
-	return b
+	b.finishKin()
+	b.addSleepers(sleepers)
+	b.finishLocks()
+	return b.snap
 }
 
 // intern returns the index of id, and whether it is new.
@@ -47,22 +70,42 @@ func intern(m map[uint64]int32, id uint64) (int32, bool) {
 	return i, true
 }
 
+// newObject adds an object that no record names.
+func (b *snapshotBuilder) newObject(o waitgraph.Object) int32 {
+	b.snap.Objects = append(b.snap.Objects, o)
+	return int32(len(b.snap.Objects) - 1)
+}
+
+// queueObject is the object whose sleepers are on a wait queue: one of the
+// snapshot's, or one that is nothing but that queue.
+func (b *snapshotBuilder) queueObject(queue uint64) int32 {
+	o, ok := b.queue[queue]
+	if !ok {
+		o = b.newObject(waitgraph.Object{})
+		b.queue[queue] = o
+	}
+	return o
+}
+
+// link notes that the end of an object wakes whoever sleeps on a queue.
+func (b *snapshotBuilder) link(object int32, queue uint64) {
+	b.snap.Links = append(b.snap.Links, waitgraph.Link{From: object, To: b.queueObject(queue)})
+}
+
 func (b *snapshotBuilder) addDescriptor(r *snapshotDescriptorRecord) {
 	proc, ok := b.process[taskKey{r.Tgid, r.StartNs}]
 	if !ok {
 		// Forked after the process pass: the fork tracker knows it.
 		return
 	}
-	obj, fresh := intern(b.object, r.ObjectId)
-	if fresh {
-		ch := waitgraph.ChannelPipe
-		if r.Kind == objectFIFO {
-			ch = waitgraph.ChannelFIFO
-		}
-		b.snap.Objects = append(b.snap.Objects, waitgraph.Object{
-			Channel: ch, Name: fmt.Sprintf("%s:[%d]", ch, r.Inode),
-			Readers: int32(r.Readers), Writers: int32(r.Writers),
-		})
+	table, _ := intern(b.table, r.TableId)
+	if r.Kind == objectLocked {
+		b.locks.addDescriptor(r, proc, table)
+		return
+	}
+	obj, ok := b.object[r.ObjectId]
+	if !ok {
+		obj = b.addObject(r)
 	}
 	file, fresh := intern(b.file, r.FileId)
 	if fresh {
@@ -70,71 +113,108 @@ func (b *snapshotBuilder) addDescriptor(r *snapshotDescriptorRecord) {
 			Object: obj, End: waitgraph.End(r.End), Refs: r.FileRefs,
 		})
 	}
-	table, _ := intern(b.table, r.TableId)
 	b.snap.Descriptors = append(b.snap.Descriptors, waitgraph.Descriptor{
 		Process: proc, File: file, Table: table, TableShared: r.TableUsers > 1, FD: r.Fd,
 	})
 }
 
-// addSleepers resolves the wait queue entries. An entry of an epoll instance
-// stands for everybody asleep in epoll_wait on that instance.
-func (b *snapshotBuilder) addSleepers(recs []snapshotSleeperRecord) {
-	type queued struct {
-		entry, object uint64
+// Kinds of objects: OBJECT_* of bpf/record.h.
+const (
+	objectPipe = iota + 1
+	objectFIFO
+	objectUnix
+	objectTCP
+	objectPTYMaster
+	objectPTYSlave
+	objectLocked
+)
+
+// objectName says the channel of an object, and how its source is called.
+func objectName(r *snapshotDescriptorRecord) (ch waitgraph.Channel, name string) {
+	switch r.Kind {
+	case objectFIFO:
+		ch = waitgraph.ChannelFIFO
+	case objectUnix:
+		ch = waitgraph.ChannelUnix
+	case objectTCP:
+		ch = waitgraph.ChannelTCP
+	case objectPTYMaster:
+		return waitgraph.ChannelPTY, fmt.Sprintf("pty:[%d] (master)", r.Inode)
+	case objectPTYSlave:
+		ch = waitgraph.ChannelPTY
+	default:
+		ch = waitgraph.ChannelPipe
 	}
-	seen := make(map[queued]bool, len(recs))
-	var instances map[uint64][]int // epoll instance -> records of its sleepers
-	for i := range recs {
-		if _, isObject := b.object[recs[i].ObjectId]; !isObject {
-			if instances == nil {
-				instances = make(map[uint64][]int)
-			}
-			instances[recs[i].ObjectId] = append(instances[recs[i].ObjectId], i)
-		}
-	}
-	for i := range recs {
-		r := &recs[i]
-		obj, isObject := b.object[r.ObjectId]
-		q := queued{r.EntryId, r.ObjectId}
-		if !isObject || seen[q] {
-			continue
-		}
-		seen[q] = true
-		switch waitgraph.Via(r.Via) {
-		case waitgraph.ViaEpoll:
-			for _, j := range instances[r.LinkId] {
-				b.addSleeper(obj, &recs[j], waitgraph.ViaEpoll)
-			}
-		default:
-			b.addSleeper(obj, r, waitgraph.Via(r.Via))
-		}
-	}
+	return ch, fmt.Sprintf("%s:[%d]", ch, r.Inode)
 }
 
-func (b *snapshotBuilder) addSleeper(obj int32, r *snapshotSleeperRecord, via waitgraph.Via) {
-	if r.Tgid == 0 {
-		b.snap.Incomplete.Callbacks++
-		return
+func (b *snapshotBuilder) addObject(r *snapshotDescriptorRecord) int32 {
+	ch, name := objectName(r)
+	obj := b.newObject(waitgraph.Object{
+		Channel: ch, Name: name, Readers: int32(r.Readers), Writers: int32(r.Writers),
+	})
+	b.object[r.ObjectId] = obj
+	for _, q := range r.Own {
+		if q != 0 {
+			b.queue[q] = obj
+		}
 	}
-	key := taskKey{r.Tgid, r.StartNs}
+	for _, q := range r.Wakes {
+		if q != 0 {
+			b.wakes = append(b.wakes, objectQueue{obj, q})
+		}
+	}
+	if r.Kind == objectTCP {
+		b.tcp.addObject(r, obj)
+	}
+	if r.SessionId != 0 {
+		b.kin.masters = append(b.kin.masters, terminalMaster{obj, r.SessionId})
+	}
+	return obj
+}
+
+// Kinds of links: LINK_* of bpf/record.h.
+const (
+	linkQueue = iota + 1
+	linkKey
+	linkLockTable
+	linkLockFile
+	linkLockWaiter
+	linkLockBlocked
+)
+
+func (b *snapshotBuilder) addLinks(links []snapshotLinkRecord) {
+	for i := range links {
+		l := &links[i]
+		switch l.Kind {
+		case linkQueue:
+			if obj, ok := b.object[l.From]; ok {
+				b.link(obj, l.To)
+			}
+		case linkKey:
+			if obj, ok := b.object[l.From]; ok {
+				b.tcp.addPeer(obj, l.To)
+			}
+		default:
+			b.locks.addLink(l)
+		}
+	}
+	b.locks.addObjects(b)
+	b.tcp.link(b)
+}
+
+// outsider returns the index of a process that the caller's pid namespace does
+// not show.
+func (b *snapshotBuilder) outsider(key taskKey, name string) int32 {
 	proc, ok := b.process[key]
 	if !ok {
 		proc = int32(len(b.snap.Processes))
 		b.process[key] = proc
 		b.snap.Processes = append(b.snap.Processes, waitgraph.Process{
-			Identity:  waitgraph.Identity{StartNS: r.StartNs},
-			KernelPID: r.Tgid, Comm: comm(r.Comm[:]), State: 'S', Threads: 1,
+			Identity:  waitgraph.Identity{StartNS: key.start},
+			KernelPID: key.tgid, Comm: name, State: 'S', Threads: 1,
 		})
+		b.snap.Kin = append(b.snap.Kin, noKin)
 	}
-	file := int32(-1)
-	if via == waitgraph.ViaPoll {
-		if f, ok := b.file[r.LinkId]; ok {
-			file = f
-		}
-	}
-	b.snap.Sleepers = append(b.snap.Sleepers, waitgraph.Sleeper{
-		Object: obj, Process: proc, Via: via, Exclusive: r.Exclusive != 0, File: file,
-	})
+	return proc
 }
-
-const objectFIFO = 2

@@ -271,9 +271,9 @@ func TestHerdIsComplete(t *testing.T) {
 // snapshot twice. The snapshot itself would not show it.
 func checkWalkedOnce(t *testing.T) {
 	t.Helper()
-	seen := map[[2]uint64]bool{}
+	seen := map[[3]uint64]bool{}
 	for _, r := range snapshotter(t).sleeper {
-		key := [2]uint64{r.EntryId, r.ObjectId}
+		key := [3]uint64{r.EntryId, r.QueueId, r.LinkId}
 		if seen[key] {
 			t.Fatalf("an entry of a wait queue was read twice, among %d", len(snapshotter(t).sleeper))
 		}

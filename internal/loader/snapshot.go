@@ -47,6 +47,7 @@ type Snapshotter struct {
 	limits  snapshotLimits
 	scratch ringbuf.Record
 	sleeper []snapshotSleeperRecord
+	link    []snapshotLinkRecord
 }
 
 type snapshotConsts struct {
@@ -111,6 +112,9 @@ func (s *Snapshotter) Close() error {
 // ascending by KernelPID, without descriptors and wait queues: a cheap second
 // look at who is still there.
 func (s *Snapshotter) Processes() ([]waitgraph.Process, error) {
+	if err := s.objs.Listing.Set(uint64(1)); err != nil {
+		return nil, fmt.Errorf("ask for a list of processes: %w", err)
+	}
 	procs := make([]waitgraph.Process, 0, 1024)
 	page := uint64(os.Getpagesize())
 	err := iterate(s.objs.Processes, func(r *snapshotProcessRecord) {
@@ -160,31 +164,35 @@ func (s *Snapshotter) take() (*waitgraph.Snapshot, error) {
 	if err := s.reset(); err != nil {
 		return nil, err
 	}
-	procs, err := s.Processes()
-	if err != nil {
-		return nil, err
+	if err := s.objs.Listing.Set(uint64(0)); err != nil {
+		return nil, fmt.Errorf("ask for processes: %w", err)
 	}
-	b := newSnapshotBuilder(procs)
+	b := newSnapshotBuilder()
+	page := uint64(os.Getpagesize())
+	addProcess := func(r *snapshotProcessRecord) { b.addProcess(r, page) }
+	if err := iterate(s.objs.Processes, addProcess, s.drain); err != nil {
+		return nil, fmt.Errorf("read processes: %w", err)
+	}
 	if err := iterate(s.objs.Descriptors, b.addDescriptor, s.drain); err != nil {
 		return nil, fmt.Errorf("read descriptors: %w", err)
 	}
 	if err := s.drain(); err != nil {
 		return nil, err
 	}
-	b.addSleepers(s.sleeper)
+	snap := b.build(s.sleeper, s.link)
 	var counts snapshotWalkCounts
 	if err := s.objs.Counts.Get(&counts); err != nil {
 		return nil, fmt.Errorf("read walk counts: %w", err)
 	}
-	b.snap.Incomplete.Queues = int(counts.Truncated)
-	b.snap.Incomplete.Raced = int(counts.Raced)
-	b.snap.Incomplete.Records = int(counts.Dropped)
-	return b.snap, nil
+	snap.Incomplete.Queues = int(counts.Truncated)
+	snap.Incomplete.Raced = int(counts.Raced)
+	snap.Incomplete.Records = int(counts.Dropped)
+	return snap, nil
 }
 
 // reset forgets the queues visited by an earlier snapshot.
 func (s *Snapshotter) reset() error {
-	s.sleeper = s.sleeper[:0]
+	s.sleeper, s.link = s.sleeper[:0], s.link[:0]
 	if err := s.objs.Counts.Set(snapshotWalkCounts{}); err != nil {
 		return fmt.Errorf("reset walk counts: %w", err)
 	}
@@ -213,13 +221,21 @@ func (s *Snapshotter) drain() error {
 		case err != nil:
 			return fmt.Errorf("read sleepers: %w", err)
 		}
-		var r snapshotSleeperRecord
-		raw := unsafe.Slice((*byte)(unsafe.Pointer(&r)), unsafe.Sizeof(r))
-		if copy(raw, s.scratch.RawSample) != len(raw) {
-			return fmt.Errorf("read sleepers: record of %d bytes, want %d", len(s.scratch.RawSample), len(raw))
+		switch raw := s.scratch.RawSample; len(raw) {
+		case int(unsafe.Sizeof(snapshotSleeperRecord{})):
+			s.sleeper = append(s.sleeper, recordOf[snapshotSleeperRecord](raw))
+		case int(unsafe.Sizeof(snapshotLinkRecord{})):
+			s.link = append(s.link, recordOf[snapshotLinkRecord](raw))
+		default:
+			return fmt.Errorf("read sleepers: record of %d bytes", len(raw))
 		}
-		s.sleeper = append(s.sleeper, r)
 	}
+}
+
+// recordOf copies a record of the right size out of a sample.
+func recordOf[T any](raw []byte) (r T) {
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&r)), unsafe.Sizeof(r)), raw)
+	return r
 }
 
 // Bits of task_struct.__state that outlived every renumbering since v4.14,
@@ -256,8 +272,10 @@ func (r *snapshotProcessRecord) process(page uint64) waitgraph.Process {
 		Threads:           r.Threads,
 		RSSBytes:          uint64(r.RssPages) * page,
 		SwapBytes:         uint64(r.SwapPages) * page,
-		SIGCHLD:           waitgraph.SignalDisposition(r.Sigchld),
+		SIGCHLD:           r.sigchld(),
 		ParentDeathSignal: r.PdeathSignal,
+		Accepted:          r.accepted(),
+		Interruptible:     r.interruptible(),
 		KernelThread:      r.Flags&processKernel != 0,
 		NamespaceInit:     r.Flags&processInit != 0,
 	}

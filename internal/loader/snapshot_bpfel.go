@@ -21,6 +21,11 @@ type snapshotDescriptorRecord struct {
 	ObjectId   uint64
 	Inode      uint64
 	FileRefs   int64
+	Own        [2]uint64
+	Wakes      [3]uint64
+	SelfKey    uint64
+	PeerKey    uint64
+	SessionId  uint64
 	Tgid       int32
 	Fd         int32
 	TableUsers uint32
@@ -31,34 +36,58 @@ type snapshotDescriptorRecord struct {
 	Pad        [2]uint8
 }
 
+type snapshotLinkRecord struct {
+	_     structs.HostLayout
+	From  uint64
+	To    uint64
+	Inode uint64
+	Kind  uint32
+	Pad   uint32
+}
+
 type snapshotProcessRecord struct {
-	_            structs.HostLayout
-	StartNs      uint64
-	CgroupId     uint64
-	RssPages     int64
-	SwapPages    int64
-	Tgid         int32
-	Pid          int32
-	Ppid         int32
-	Pgid         int32
-	Sid          int32
-	Uid          uint32
-	Euid         uint32
-	Suid         uint32
-	State        uint32
-	ExitState    uint32
-	Threads      int32
-	PdeathSignal int32
-	Sigchld      uint8
-	Flags        uint8
-	Pad          [6]uint8
-	Comm         [16]int8
+	_             structs.HostLayout
+	StartNs       uint64
+	ParentStartNs uint64
+	TracerStartNs uint64
+	CgroupId      uint64
+	PidId         uint64
+	PgrpId        uint64
+	NamespaceId   uint64
+	ChildQueue    uint64
+	SignalQueue   uint64
+	ExitQueue     uint64
+	TtyPgrpId     uint64
+	RssPages      int64
+	SwapPages     int64
+	Tgid          int32
+	Parent        int32
+	Tracer        int32
+	Pid           int32
+	Ppid          int32
+	Pgid          int32
+	Sid           int32
+	Uid           uint32
+	Euid          uint32
+	Suid          uint32
+	State         uint32
+	ExitState     uint32
+	Threads       int32
+	ExitSignal    int32
+	PdeathSignal  int32
+	Flags         uint16
+	Sighup        uint8
+	Sigchld       uint8
+	Sigcont       uint8
+	Sigpdeath     uint8
+	Pad           [6]uint8
+	Comm          [16]int8
 }
 
 type snapshotSleeperRecord struct {
 	_         structs.HostLayout
 	EntryId   uint64
-	ObjectId  uint64
+	QueueId   uint64
 	LinkId    uint64
 	StartNs   uint64
 	Tgid      int32
@@ -88,6 +117,8 @@ const (
 	snapshotVarCounts               = "counts"
 	snapshotVarCpus                 = "cpus"
 	snapshotVarDescriptorRecordType = "descriptor_record_type"
+	snapshotVarLinkRecordType       = "link_record_type"
+	snapshotVarListing              = "listing"
 	snapshotVarProcessRecordType    = "process_record_type"
 	snapshotVarSleeperRecordType    = "sleeper_record_type"
 	snapshotVarSleepersPerQueue     = "sleepers_per_queue"
@@ -156,6 +187,8 @@ type snapshotVariableSpecs struct {
 	Counts               *ebpf.VariableSpec `ebpf:"counts"`
 	Cpus                 *ebpf.VariableSpec `ebpf:"cpus"`
 	DescriptorRecordType *ebpf.VariableSpec `ebpf:"descriptor_record_type"`
+	LinkRecordType       *ebpf.VariableSpec `ebpf:"link_record_type"`
+	Listing              *ebpf.VariableSpec `ebpf:"listing"`
 	ProcessRecordType    *ebpf.VariableSpec `ebpf:"process_record_type"`
 	SleeperRecordType    *ebpf.VariableSpec `ebpf:"sleeper_record_type"`
 	SleepersPerQueue     *ebpf.VariableSpec `ebpf:"sleepers_per_queue"`
@@ -203,6 +236,8 @@ type snapshotVariables struct {
 	Counts               *ebpf.Variable `ebpf:"counts"`
 	Cpus                 *ebpf.Variable `ebpf:"cpus"`
 	DescriptorRecordType *ebpf.Variable `ebpf:"descriptor_record_type"`
+	LinkRecordType       *ebpf.Variable `ebpf:"link_record_type"`
+	Listing              *ebpf.Variable `ebpf:"listing"`
 	ProcessRecordType    *ebpf.Variable `ebpf:"process_record_type"`
 	SleeperRecordType    *ebpf.Variable `ebpf:"sleeper_record_type"`
 	SleepersPerQueue     *ebpf.Variable `ebpf:"sleepers_per_queue"`

@@ -79,13 +79,16 @@ func (k *killSet) killable(p int32) bool {
 	return process.PID != 0 && !process.KernelThread && !process.NamespaceInit && process.Alive()
 }
 
-// joins reports whether p joins the kill set when the kill would wake it. To
+// joins reports whether p joins the kill set when source s would wake it. To
 // descend from a dependent adds nothing: under the policy that asks, every
-// dependent descends from a target itself.
-func (k *killSet) joins(p int32) bool {
+// dependent descends from a target itself. Who waits for the exit itself, as
+// shells and supervisors do, does not depend on the process: it is never killed
+// for being told.
+func (k *killSet) joins(p, s int32) bool {
 	switch k.options.Dependents {
 	case DependentsAll:
-		return k.killable(p)
+		c := k.g.Sources[s].Channel
+		return c != waitgraph.ChannelChild && c != waitgraph.ChannelPidfd && k.killable(p)
 	case DependentsDescendants:
 		return k.under[p] >= 0 && k.killable(p)
 	}
@@ -143,7 +146,7 @@ func (k *killSet) settle(s int32) {
 func (k *killSet) close() {
 	for i := 0; i < len(k.fired); i++ { // grows meanwhile
 		for _, w := range k.g.Waiters(k.fired[i]) {
-			if k.in[w] || !k.joins(w) {
+			if k.in[w] || !k.joins(w, k.fired[i]) {
 				continue
 			}
 			k.in[w], k.cause[w] = true, k.fired[i]

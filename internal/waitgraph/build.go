@@ -9,26 +9,35 @@ type side struct {
 	suffix string // what follows the object's name in the source's
 }
 
-var pipeSides = []side{{EndWrite, ""}, {EndRead, " (read end)"}}
+var (
+	pipeSides = []side{{EndWrite, ""}, {EndRead, " (read end)"}}
+	openSides = []side{{EndOpen, ""}}
+)
 
-// sides is the rule of each channel: which losses wake the sleepers of an
-// object. pipe_release() wakes both of a pipe's queues when either side loses
-// its last file while the other has some, so every sleeper waits on both
-// sides, whichever queue it sleeps on.
+// sides is the rule of each channel: which losses wake. pipe_release() wakes
+// both of a pipe's queues when either side loses its last file while the other
+// has some, so every sleeper waits on both sides, whichever queue it sleeps on.
+// Of other objects the whole goes, and wakes those whom links lead to.
 func sides(c Channel) []side {
 	switch c {
 	case ChannelPipe, ChannelFIFO:
 		return pipeSides
+	case ChannelUnix, ChannelTCP, ChannelPTY, ChannelLock:
+		return openSides
 	}
 	return nil
 }
 
+// wakesItself reports whether the loss of a side wakes the object's own
+// sleepers.
+func wakesItself(c Channel) bool { return c == ChannelPipe || c == ChannelFIFO }
+
 // counted is the kernel's own count of files on one side.
 func (o *Object) counted(e End) int64 {
-	if e == EndWrite {
-		return int64(o.Writers)
+	if e == EndRead {
+		return int64(o.Readers)
 	}
-	return int64(o.Readers)
+	return int64(o.Writers)
 }
 
 // New builds the graph of a snapshot. Indexes in the snapshot must be in
@@ -43,6 +52,9 @@ func New(s *Snapshot) *Graph {
 	b := newBuilder(s)
 	for o := range s.Objects {
 		b.object(int32(o), &s.Objects[o])
+	}
+	if s.Kin != nil {
+		newExits(b, s).all()
 	}
 	g.Sources, g.holders, g.waiters = b.sources, b.holders, b.waiters
 	for i := range g.Sources {
@@ -69,6 +81,7 @@ type builder struct {
 	explained   []int64
 	plain, seen []int32
 	keys        []uint64
+	gathered    []sleeper
 }
 
 func newBuilder(s *Snapshot) *builder {
@@ -101,13 +114,13 @@ func newBuilder(s *Snapshot) *builder {
 // object appends the sources of object o that somebody waits on.
 func (b *builder) object(o int32, obj *Object) {
 	v := b.view(o)
-	if len(v.sleepers) == 0 {
+	if len(v.sleepers) == 0 && len(v.links) == 0 {
 		return
 	}
 	explained := false
 	for _, side := range sides(obj.Channel) {
 		holders := b.appendHolders(side.end, v)
-		waiters := b.appendWaiters(holders, v.sleepers)
+		waiters := b.appendWaiters(holders, b.woken(obj, v))
 		if len(waiters) == 0 {
 			continue
 		}
@@ -129,6 +142,21 @@ func (b *builder) object(o int32, obj *Object) {
 		}
 		b.add(src, holders, waiters)
 	}
+}
+
+// woken collects the sleepers whom the end of obj wakes.
+func (b *builder) woken(obj *Object, v view) []sleeper {
+	if wakesItself(obj.Channel) {
+		return v.sleepers
+	}
+	if len(v.links) == 1 {
+		return b.sleepersOf(v.links[0])
+	}
+	b.gathered = b.gathered[:0]
+	for _, to := range v.links {
+		b.gathered = append(b.gathered, b.sleepersOf(to)...)
+	}
+	return b.gathered
 }
 
 // add appends a source whose holders and waiters are already written behind

@@ -3,11 +3,14 @@ package waitgraph
 // records are the snapshot's files, descriptors and sleepers sorted by object,
 // so that the objects can be taken one after the other in one sweep through
 // memory. Following indexes from object to file to descriptor instead would
-// wait for memory at every step. Objects on which nobody sleeps, most of them
-// on a usual machine, are left out.
+// wait for memory at every step. Objects that wake nobody, most of them on a
+// usual machine, are left out.
 type records struct {
 	sleeperStart []int32 // by object
 	sleepers     []sleeper
+
+	linkStart []int32 // by object
+	links     []int32 // to objects with sleepers
 
 	fileStart []int32 // by object; files are renumbered in that order
 	ends      []End   // by file
@@ -36,13 +39,19 @@ type span struct{ first, end int32 }
 type view struct {
 	files    span
 	sleepers []sleeper
+	links    []int32 // objects whose sleepers wake, too
 }
 
 func (r *records) view(o int32) view {
 	return view{
 		files:    span{r.fileStart[o], r.fileStart[o+1]},
-		sleepers: r.sleepers[r.sleeperStart[o]:r.sleeperStart[o+1]],
+		sleepers: r.sleepersOf(o),
+		links:    r.links[r.linkStart[o]:r.linkStart[o+1]],
 	}
+}
+
+func (r *records) sleepersOf(o int32) []sleeper {
+	return r.sleepers[r.sleeperStart[o]:r.sleeperStart[o+1]]
 }
 
 func (r *records) entriesOf(f int32) []entry {
@@ -54,9 +63,34 @@ func (r *records) sort(s *Snapshot) {
 	for i := range s.Sleepers {
 		watched[s.Sleepers[i].Object] = true
 	}
+	r.sortLinks(s, watched)
 	number := r.sortFiles(s, watched)
 	r.sortSleepers(s, number)
 	r.sortEntries(s, number)
+}
+
+// sortLinks keeps the links that lead to sleepers, and marks where they come
+// from as watched.
+func (r *records) sortLinks(s *Snapshot, watched []bool) {
+	start := make([]int32, len(s.Objects)+2)
+	leads := make([]bool, len(s.Links))
+	for i, l := range s.Links {
+		if leads[i] = watched[l.To]; leads[i] {
+			start[l.From+2]++
+		}
+	}
+	offsets(start)
+	r.links = make([]int32, start[len(start)-1])
+	for i, l := range s.Links {
+		if leads[i] {
+			r.links[start[l.From+1]] = l.To
+			start[l.From+1]++
+		}
+	}
+	r.linkStart = start[:len(s.Objects)+1]
+	for i, l := range s.Links {
+		watched[l.From] = watched[l.From] || leads[i]
+	}
 }
 
 // sortFiles returns the new number of each file, -1 for those left out.

@@ -35,6 +35,15 @@ const (
 	SignalCaught                           // a handler is installed
 )
 
+// SignalSet is a set of signal numbers from 1 to 64.
+type SignalSet uint64
+
+// With returns the set with one more signal.
+func (s SignalSet) With(sig int32) SignalSet { return s | 1<<uint(sig-1) }
+
+// Has reports whether sig is in the set; 0 never is.
+func (s SignalSet) Has(sig int32) bool { return sig > 0 && s>>uint(sig-1)&1 != 0 }
+
 // Process is one thread group at the time of the snapshot. Every field comes
 // from kernel memory; none of the process's own pages was touched to read it.
 type Process struct {
@@ -64,6 +73,12 @@ type Process struct {
 
 	SIGCHLD           SignalDisposition
 	ParentDeathSignal int32 // prctl(PR_SET_PDEATHSIG), 0 for none
+
+	// Accepted are the signals that are queued when they are sent, since they
+	// are not ignored; Interruptible those among them that interrupt a sleep,
+	// since some thread does not block them. Only signals that a death can
+	// send are looked at: SIGHUP, SIGCHLD, SIGCONT and ParentDeathSignal.
+	Accepted, Interruptible SignalSet
 
 	KernelThread bool
 	// NamespaceInit is set for pid 1 of any pid namespace.
@@ -119,16 +134,26 @@ type End uint8
 const (
 	EndRead  End = 1 << iota // pipe or FIFO open for reading
 	EndWrite                 // pipe or FIFO open for writing
+	EndOpen                  // anything else, which is open or is not
 )
 
-// Object is something whose wait queues were walked: a pipe, a FIFO.
+// Object is something that wakes when it ends, or on whose wait queues
+// processes sleep, or both: a pipe, a socket, one side of a terminal, a lock.
 type Object struct {
 	Channel Channel
 	Name    string // "pipe:[4263]", never a kernel address
 
 	// Readers and Writers are the kernel's own counts of files (not
-	// descriptors) on each side, to be compared with the files found.
+	// descriptors) on each side, to be compared with the files found. Where
+	// the only side is EndOpen, Writers counts it.
 	Readers, Writers int32
+}
+
+// Link says that the end of one object wakes the sleepers of another: of a
+// socket those of its peer, of a lock those who wait for it. Pipes and FIFOs
+// wake their own sleepers without saying so.
+type Link struct {
+	From, To int32 // indexes into Snapshot.Objects
 }
 
 // File is one struct file (an open file description). Several descriptors of
@@ -164,10 +189,11 @@ const (
 	ViaPoll             // poll, ppoll, select, pselect
 	ViaEpoll            // epoll_wait on an epoll instance that watches the object
 	ViaOther            // a callback that is none of these (io_uring, a kernel user)
+	ViaSignal           // wherever it sleeps, a signal wakes it
 )
 
 func (v Via) String() string {
-	return [...]string{"plain", "poll", "epoll", "other"}[v&3]
+	return [...]string{"plain", "poll", "epoll", "other", "signal"}[v]
 }
 
 // Sleeper is one process found asleep on one of an object's wait queues.
@@ -180,6 +206,37 @@ type Sleeper struct {
 	// File is the file whose reference the wait itself holds (poll and
 	// select take one for each entry), or -1.
 	File int32
+}
+
+// Kin says how one process is tied to others by its exit and theirs. Indexes
+// are into Snapshot.Processes, -1 for nobody.
+type Kin struct {
+	Parent, Tracer int32 // whom the kernel tells of the exit; the real parent
+	ExitSignal     int32 // what the parent is sent, 0 for nothing, -1 for no leader
+	// Vfork is set while the parent waits for the exec or exit (CLONE_VFORK).
+	Vfork bool
+	// KilledByTracer is set where the tracer's death kills (PTRACE_O_EXITKILL).
+	KilledByTracer bool
+	Subreaper      bool  // adopts orphans below it (PR_SET_CHILD_SUBREAPER)
+	Namespace      int32 // tells pid namespaces apart
+	// AutoReap is set where the process's children leave no zombies: SIGCHLD
+	// ignored, or SA_NOCLDWAIT.
+	AutoReap bool
+	// Foreground is the process group that a session leader's death hangs
+	// up, 0 for none.
+	Foreground int32
+
+	// The objects, -1 for none, on which sleep those who wait for its exit
+	// (pidfd), and those who wait for a signal to it (signalfd).
+	ExitQueue, SignalQueue int32
+}
+
+// ChildWait is a process asleep in wait4 or waitid.
+type ChildWait struct {
+	Process int32 // whose children, or those of its threads, are waited for
+	// Child and PGID narrow the wait to one process or one process group; -1
+	// and 0 for any child.
+	Child, PGID int32
 }
 
 // Incomplete counts what a snapshot could not read. The zero value means that
@@ -208,5 +265,8 @@ type Snapshot struct {
 	Files       []File
 	Descriptors []Descriptor
 	Sleepers    []Sleeper
+	Links       []Link
+	Kin         []Kin // by process; nil where nothing is known of exits
+	ChildWaits  []ChildWait
 	Incomplete  Incomplete
 }

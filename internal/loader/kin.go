@@ -1,0 +1,195 @@
+package loader
+
+import "github.com/bpfkill/bpfkill/internal/waitgraph"
+
+// What a process does with a signal: SIGNAL_* of bpf/record.h.
+const (
+	signalCaught     = 1
+	signalIgnored    = 2
+	signalBlocked    = 4
+	signalAwaited    = 8
+	signalNoCldWait  = 16
+	sigHUP, sigCHLD  = 1, 17
+	sigCONT          = 18
+	processThread    = 8
+	processSubreaper = 16
+	processVfork     = 32
+	processExitKill  = 64
+	processOutside   = 128
+)
+
+// noKin is a process of whose ties nothing is known.
+var noKin = waitgraph.Kin{Parent: -1, Tracer: -1, ExitQueue: -1, SignalQueue: -1}
+
+// kinBuilder resolves how processes are tied to each other, once all of them
+// are there.
+type kinBuilder struct {
+	records    []snapshotProcessRecord // by process
+	pid        map[uint64]int32        // pid_id -> process
+	pgid       map[uint64]int32        // pgrp_id -> number
+	childQueue map[uint64]int32        // queue -> process whose children are waited for
+	namespace  map[uint64]int32
+	masters    []terminalMaster
+}
+
+// terminalMaster is the master of a pseudo-terminal with a session on it.
+type terminalMaster struct {
+	object  int32
+	session uint64
+}
+
+func newKinBuilder() kinBuilder {
+	return kinBuilder{
+		pid: make(map[uint64]int32), pgid: make(map[uint64]int32),
+		childQueue: make(map[uint64]int32), namespace: make(map[uint64]int32),
+	}
+}
+
+// addProcess takes the records of iter/task in their order: leaders, each
+// before its threads, and parents outside the namespace.
+func (b *snapshotBuilder) addProcess(r *snapshotProcessRecord, page uint64) {
+	key := taskKey{r.Tgid, r.StartNs}
+	proc, known := b.process[key]
+	switch {
+	case r.Flags&processThread != 0:
+		if known {
+			p := &b.snap.Processes[proc]
+			p.Accepted, p.Interruptible = p.Accepted|r.accepted(), p.Interruptible|r.interruptible()
+		}
+		return
+	case known, r.Pid == 0 && r.Flags&processOutside == 0:
+		return
+	}
+	proc = int32(len(b.snap.Processes))
+	b.process[key] = proc
+	b.snap.Processes = append(b.snap.Processes, r.process(page))
+	b.snap.Kin = append(b.snap.Kin, noKin)
+	b.kin.records = append(b.kin.records, *r)
+	b.kin.pid[r.PidId] = proc
+	b.kin.pgid[r.PgrpId] = r.Pgid
+	b.kin.childQueue[r.ChildQueue] = proc
+}
+
+// finishKin fills in the ties.
+func (b *snapshotBuilder) finishKin() {
+	for i := range b.kin.records {
+		r := &b.kin.records[i]
+		ns, _ := intern(b.kin.namespace, r.NamespaceId)
+		k := &b.snap.Kin[i]
+		*k = waitgraph.Kin{
+			Parent: b.indexOf(r.Parent, r.ParentStartNs), Tracer: b.indexOf(r.Tracer, r.TracerStartNs),
+			ExitSignal: r.ExitSignal, Namespace: ns,
+			Vfork: r.Flags&processVfork != 0, KilledByTracer: r.Flags&processExitKill != 0,
+			Subreaper:  r.Flags&processSubreaper != 0,
+			AutoReap:   r.Sigchld&(signalIgnored|signalNoCldWait) != 0,
+			Foreground: b.kin.pgid[r.TtyPgrpId],
+			ExitQueue:  -1, SignalQueue: -1,
+		}
+		if r.ExitQueue != 0 {
+			k.ExitQueue = b.queueObject(r.ExitQueue)
+		}
+		if r.SignalQueue != 0 {
+			k.SignalQueue = b.queueObject(r.SignalQueue)
+		}
+	}
+	for _, m := range b.kin.masters {
+		b.hangup(m)
+	}
+}
+
+// hangup links a terminal's master to the session leader on the other side, who
+// gets SIGHUP and SIGCONT when the master goes (tty_signal_session_leader).
+func (b *snapshotBuilder) hangup(m terminalMaster) {
+	leader, ok := b.kin.pid[m.session]
+	if !ok {
+		return
+	}
+	p := &b.snap.Processes[leader]
+	if p.State != 'T' && (p.State != 'S' || !p.Interruptible.Has(sigHUP) && !p.Interruptible.Has(sigCONT)) {
+		return
+	}
+	o := b.newObject(waitgraph.Object{})
+	b.snap.Links = append(b.snap.Links, waitgraph.Link{From: m.object, To: o})
+	b.snap.Sleepers = append(b.snap.Sleepers, waitgraph.Sleeper{
+		Object: o, Process: leader, Via: waitgraph.ViaSignal, File: -1,
+	})
+}
+
+func (b *snapshotBuilder) indexOf(tgid int32, start uint64) int32 {
+	if p, ok := b.process[taskKey{tgid, start}]; ok && tgid != 0 {
+		return p
+	}
+	return -1
+}
+
+// addChildWait adds a sleeper in wait4 or waitid.
+func (b *snapshotBuilder) addChildWait(r *snapshotSleeperRecord) {
+	if r.Via < viaChild {
+		return
+	}
+	parent, ok := b.kin.childQueue[r.QueueId]
+	if !ok {
+		return
+	}
+	w := waitgraph.ChildWait{Process: parent, Child: -1}
+	switch r.Via {
+	case viaChildPID:
+		if w.Child, ok = b.kin.pid[r.LinkId]; !ok {
+			return
+		}
+	case viaChildPGRP:
+		if w.PGID, ok = b.kin.pgid[r.LinkId]; !ok || w.PGID == 0 {
+			return
+		}
+	}
+	b.snap.ChildWaits = append(b.snap.ChildWaits, w)
+}
+
+// sigchld is what the process does with SIGCHLD.
+func (r *snapshotProcessRecord) sigchld() waitgraph.SignalDisposition {
+	switch {
+	case r.Sigchld&signalIgnored != 0:
+		return waitgraph.SignalIgnored
+	case r.Sigchld&signalCaught != 0:
+		return waitgraph.SignalCaught
+	}
+	return waitgraph.SignalDefault
+}
+
+// signals are those that a death can send to r, and what it does with them.
+func (r *snapshotProcessRecord) signals() map[int32]uint8 {
+	m := map[int32]uint8{sigHUP: r.Sighup, sigCHLD: r.Sigchld, sigCONT: r.Sigcont}
+	if r.PdeathSignal > 0 {
+		m[r.PdeathSignal] = r.Sigpdeath
+	}
+	return m
+}
+
+// accepted are the signals that are queued when they are sent: a blocked one
+// always is, and one that is neither ignored nor ignored by default.
+func (r *snapshotProcessRecord) accepted() (set waitgraph.SignalSet) {
+	for sig, what := range r.signals() {
+		blocked := what&(signalBlocked|signalAwaited) != 0
+		if blocked || what&signalCaught != 0 || what&signalIgnored == 0 && !ignoredByDefault(sig) {
+			set = set.With(sig)
+		}
+	}
+	return set
+}
+
+// interruptible are those among them that the thread does not block.
+func (r *snapshotProcessRecord) interruptible() (set waitgraph.SignalSet) {
+	accepted := r.accepted()
+	for sig, what := range r.signals() {
+		if accepted.Has(sig) && what&signalBlocked == 0 {
+			set = set.With(sig)
+		}
+	}
+	return set
+}
+
+// ignoredByDefault is SIG_KERNEL_IGNORE_MASK of the kernel.
+func ignoredByDefault(sig int32) bool {
+	const sigURG, sigWINCH = 23, 28
+	return sig == sigCONT || sig == sigCHLD || sig == sigWINCH || sig == sigURG
+}

@@ -1,0 +1,92 @@
+package loader
+
+import "github.com/bpfkill/bpfkill/internal/waitgraph"
+
+// How an entry is queued, beyond [waitgraph.Via]: VIA_* of bpf/record.h.
+const (
+	viaEpoll     = 2
+	viaRelay     = 4
+	viaChild     = 5
+	viaChildPID  = 6
+	viaChildPGRP = 7
+)
+
+// queues are the entries of wait queues, by queue.
+type queues struct {
+	entries map[uint64][]*snapshotSleeperRecord
+	depth   int
+}
+
+// maxNesting is how deep epoll instances watch each other: the kernel allows
+// five levels (EP_MAX_NESTS), and a relay may come before them.
+const maxNesting = 6
+
+// addSleepers resolves the wait queue entries. An entry of an epoll instance
+// stands for everybody asleep on that instance.
+func (b *snapshotBuilder) addSleepers(recs []snapshotSleeperRecord) {
+	type queued struct {
+		entry, queue, link uint64
+	}
+	seen := make(map[queued]bool, len(recs))
+	q := queues{entries: make(map[uint64][]*snapshotSleeperRecord)}
+	for i := range recs {
+		r := &recs[i]
+		key := queued{entry: r.EntryId, queue: r.QueueId}
+		if r.Via == viaEpoll { // one entry, two queues behind it
+			key.link = r.LinkId
+		}
+		if !seen[key] {
+			seen[key] = true
+			q.entries[r.QueueId] = append(q.entries[r.QueueId], r)
+		}
+	}
+	visit := make(map[uint64]bool, len(b.queue))
+	for i := range recs { // maps have no order
+		id := recs[i].QueueId
+		if obj, ok := b.queue[id]; ok && !visit[id] {
+			visit[id] = true
+			b.addQueue(&q, obj, id, waitgraph.ViaPlain)
+		}
+		b.addChildWait(&recs[i])
+	}
+}
+
+// addQueue adds the sleepers of one queue to an object, and those of the queues
+// that it passes its wakes on to.
+func (b *snapshotBuilder) addQueue(q *queues, obj int32, id uint64, through waitgraph.Via) {
+	if q.depth > maxNesting {
+		return
+	}
+	q.depth++
+	defer func() { q.depth-- }()
+	for _, r := range q.entries[id] {
+		switch {
+		case r.Via == viaEpoll:
+			b.addQueue(q, obj, r.LinkId, waitgraph.ViaEpoll)
+		case r.Via == viaRelay:
+			b.addQueue(q, obj, r.LinkId, through)
+		case r.Via >= viaChild:
+		case through == waitgraph.ViaPlain:
+			b.addSleeper(obj, r, waitgraph.Via(r.Via))
+		default:
+			b.addSleeper(obj, r, through)
+		}
+	}
+}
+
+func (b *snapshotBuilder) addSleeper(obj int32, r *snapshotSleeperRecord, via waitgraph.Via) {
+	if r.Tgid == 0 {
+		b.snap.Incomplete.Callbacks++
+		return
+	}
+	file := int32(-1)
+	if via == waitgraph.ViaPoll {
+		if f, ok := b.file[r.LinkId]; ok {
+			file = f
+		}
+	}
+	b.snap.Sleepers = append(b.snap.Sleepers, waitgraph.Sleeper{
+		Object: obj, Process: b.outsider(taskKey{r.Tgid, r.StartNs}, comm(r.Comm[:])),
+		Via: via, Exclusive: r.Exclusive != 0, File: file,
+	})
+}
