@@ -9,16 +9,7 @@
 #include <bpf/bpf_tracing.h>
 #include "record.h"
 #include "task.h"
-
-#define STACK_DEPTH 32
-#define IRQ_STACK_DEPTH 64
-
-/* From /proc/kallsyms: where interrupts and exceptions enter the kernel, and
- * where a process exits. */
-const volatile __u64 irqentry_text_start = 0;
-const volatile __u64 irqentry_text_end = 0;
-const volatile __u64 do_exit_start = 0;
-const volatile __u64 do_exit_end = 0;
+#include "trail.h"
 
 __u64 observing = 0;
 __u64 lost_events = 0;
@@ -36,20 +27,6 @@ struct {
 	__type(key, struct wake_key);
 	__type(value, struct wake);
 } wakes SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_STACK_TRACE);
-	__uint(max_entries, 1024);
-	__uint(key_size, sizeof(__u32));
-	__uint(value_size, STACK_DEPTH * sizeof(__u64));
-} stacks SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__uint(key_size, sizeof(__u32));
-	__uint(value_size, IRQ_STACK_DEPTH * sizeof(__u64));
-} scratch SEC(".maps");
 
 static __always_inline struct doomed *find_doomed(struct task_struct *task)
 {
@@ -104,7 +81,6 @@ static __always_inline void count_wake(struct wake_key *key, struct task_struct 
 	struct wake fresh = {};
 
 	if (!w) {
-		fresh.wakee_start_ns = group_start_ns(wakee);
 		BPF_CORE_READ_STR_INTO(&fresh.comm, wakee, group_leader, comm);
 		bpf_map_update_elem(&wakes, key, &fresh, BPF_NOEXIST);
 		w = bpf_map_lookup_elem(&wakes, key);
@@ -115,46 +91,23 @@ static __always_inline void count_wake(struct wake_key *key, struct task_struct 
 		__sync_fetch_and_add(&lost_events, 1);
 }
 
-/* Whether the wake comes from an interrupt that only happened to hit the dying:
- * one on top of do_exit. Below it there may be one, too: a process that ran in user
- * mode dies on its way back from the interrupt that told it of its signal. */
-static __always_inline bool in_interrupt(void *ctx)
-{
-	__u32 zero = 0;
-	__u64 *ips = bpf_map_lookup_elem(&scratch, &zero);
-	long size;
-	int i;
-
-	if (!ips)
-		return false;
-	size = bpf_get_stack(ctx, ips, IRQ_STACK_DEPTH * sizeof(__u64), 0);
-	for (i = 0; i < IRQ_STACK_DEPTH; i++) {
-		if (i * (long)sizeof(__u64) >= size)
-			break;
-		if (ips[i] >= do_exit_start && ips[i] < do_exit_end)
-			return false;
-		if (ips[i] >= irqentry_text_start && ips[i] < irqentry_text_end)
-			return true;
-	}
-	return false;
-}
-
 /* Whether the wake is one to count: by a doomed process that is exiting, of
  * somebody who slept until an event. Who waits uninterruptibly waits for the
  * kernel itself, for a lock or a page, and would run on in any case; a killable
  * wait may be that of a vfork parent for its child. */
-static __always_inline bool by_the_dying(void *ctx, struct task_struct *waker,
-					 struct task_struct *wakee)
+static __always_inline bool by_the_dying(struct task_struct *waker, struct task_struct *wakee)
 {
 	__u32 sleep = task_state(wakee) & (TASK_UNINTERRUPTIBLE | TASK_WAKEKILL);
 
 	return BPF_CORE_READ(waker, flags) & PF_EXITING && find_doomed(waker) &&
-	       sleep != TASK_UNINTERRUPTIBLE && !in_interrupt(ctx);
+	       sleep != TASK_UNINTERRUPTIBLE;
 }
 
 /*
  * In the waker's context. Not counted: the kernel's own threads, threads of the
- * dying process itself, and members that have their signal already.
+ * dying process itself, members that have their signal already, and wakes from
+ * an interrupt that only happened to hit the dying. Every other wake is counted
+ * or lost.
  */
 SEC("tp_btf/sched_waking")
 int BPF_PROG(waking, struct task_struct *wakee)
@@ -173,17 +126,20 @@ int BPF_PROG(waking, struct task_struct *wakee)
 		return 0;
 	if (d)
 		d->woken = true;
-	if (key.cause == key.wakee || !by_the_dying(ctx, waker, wakee))
+	if (key.cause == key.wakee || !by_the_dying(waker, wakee))
+		return 0;
+	if (!read_trail(ctx, &key.trail)) {
+		__sync_fetch_and_add(&lost_events, 1);
+		return 0;
+	}
+	if (key.trail & (MARK_INTERRUPT | MARK_KERNEL))
 		return 0;
 	if (d && !d->early_ns) {
 		d->waker = key.cause;
 		d->early_ns = bpf_ktime_get_ns();
 	}
-	key.stack = bpf_get_stackid(ctx, &stacks, 0);
-	if (key.stack < 0) { /* the wake counts all the same, without its channel */
-		key.stack = -1;
-		__sync_fetch_and_add(&lost_events, 1);
-	}
+	key.cause_start_ns = group_start_ns(waker);
+	key.wakee_start_ns = group_start_ns(wakee);
 	count_wake(&key, wakee);
 	return 0;
 }

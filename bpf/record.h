@@ -165,18 +165,30 @@ struct victim {
 #define VICTIM_PENDING 0
 #define VICTIM_SIGNALLED 1
 
-/* Wakes, counted in the kernel by who caused them, who woke, and where. */
+/* A function that says something when a wake comes from inside it. */
+struct landmark {
+	__u64 start, end; /* addresses, end excluded */
+	__u64 marks; /* MARK_*, and the loader's own bits above them */
+};
+
+#define LANDMARKS_MAX 128 /* a power of two */
+
+#define MARK_EXIT 1 /* where a process exits: a trail ends there */
+#define MARK_INTERRUPT 2 /* where interrupts and exceptions enter the kernel */
+#define MARK_KERNEL 4 /* hands on a lock or a page of the kernel's own */
+
+/* Wakes, counted in the kernel by who caused them, who woke, and through what. */
 struct wake_key {
+	__u64 cause_start_ns;
+	__u64 wakee_start_ns;
 	__s32 cause;
 	__s32 wakee;
-	__s32 stack; /* index into the stack map, negative: none */
-	__u32 pad;
+	__u64 trail; /* marks on the waker's stack */
 };
 
 struct wake {
 	__u64 count;
-	__u64 wakee_start_ns;
-	char comm[COMM_LEN];
+	char comm[COMM_LEN]; /* the wakee's */
 };
 
 #endif

@@ -16,7 +16,6 @@ type measurement struct {
 	plan   *plan.Plan
 	seen   *loader.Observation
 	index  map[waitgraph.KernelIdentity]int32
-	byPID  map[int32]int32 // KernelPID at the time of the snapshot -> process
 	fate   map[waitgraph.KernelIdentity]loader.Fate
 	result report.Result
 }
@@ -25,7 +24,6 @@ func newMeasurement(g *waitgraph.Graph, p *plan.Plan, seen *loader.Observation) 
 	m := &measurement{
 		graph: g, plan: p, seen: seen,
 		index: make(map[waitgraph.KernelIdentity]int32, len(g.Processes)),
-		byPID: make(map[int32]int32, len(g.Processes)),
 		fate:  make(map[waitgraph.KernelIdentity]loader.Fate, len(seen.Fates)),
 		result: report.Result{
 			Survivors: []report.Survivor{}, Skipped: []report.Skipped{}, Wakes: []report.Wake{},
@@ -34,7 +32,6 @@ func newMeasurement(g *waitgraph.Graph, p *plan.Plan, seen *loader.Observation) 
 	}
 	for i := range g.Processes {
 		m.index[g.Processes[i].KernelIdentity()] = int32(i)
-		m.byPID[g.Processes[i].KernelPID] = int32(i)
 	}
 	for _, f := range seen.Fates {
 		m.fate[f.KernelIdentity] = f
@@ -112,7 +109,7 @@ func (m *measurement) wakes(self int32) {
 				row.Channel = ch.String()
 			}
 		}
-		if i, ok := m.byPID[w.Cause]; ok {
+		if i, ok := m.index[w.Cause]; ok {
 			row.Cause = m.graph.Processes[i].PID
 		}
 		_, row.Killed = m.fate[w.Wakee]

@@ -3,6 +3,7 @@ package loader
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -13,58 +14,85 @@ import (
 // errHiddenSymbols says that the kernel shows addresses as zero.
 var errHiddenSymbols = errors.New("kernel symbol addresses are hidden: bpfkill needs CAP_SYSLOG and kernel.kptr_restrict below 2")
 
-// symbol is the range of addresses from a kernel symbol to the next one; end is
-// 0 for the last.
-type symbol struct{ start, end uint64 }
+// textRange is where a function, or the part of one that a compiler split off,
+// lies: from its symbol to the next one. end is 0 for the last.
+type textRange struct {
+	start, end uint64
+	name       string // without the compiler's suffix
+}
 
-// kernelSymbols returns the named kernel symbols, reading /proc/kallsyms only
-// as far as the last of them: the file has a hundred thousand lines and takes
-// tens of milliseconds. A name that is not there is missing from the result.
-func kernelSymbols(names ...string) (map[string]symbol, error) {
+// functionRanges returns the functions whose names, without .isra.0, .cold and
+// the like, are wanted, ascending by address: several where there are several
+// of one name, none where it was inlined everywhere. It reads all of
+// /proc/kallsyms, a hundred thousand lines, which takes tens of milliseconds:
+// modules come last.
+func functionRanges(wanted func(name []byte) bool) ([]textRange, error) {
 	f, err := os.Open("/proc/kallsyms")
 	if err != nil {
 		return nil, fmt.Errorf("read kernel symbols: %w", err)
 	}
 	defer f.Close()
-	return findSymbols(f, names)
+	return findRanges(f, wanted)
 }
 
-func findSymbols(r io.Reader, names []string) (map[string]symbol, error) {
-	found := make(map[string]symbol, len(names))
-	open := "" // the symbol whose end is still to come
-	hidden := false
-	err := eachSymbol(r, func(addr uint64, name []byte) bool {
-		if s := found[open]; open != "" && addr > s.start {
-			s.end = addr
-			found[open] = s
-			open = ""
+func findRanges(r io.Reader, wanted func(name []byte) bool) ([]textRange, error) {
+	var found []textRange
+	open := 0 // the kernel's own symbols ascend: found[open:] wait for the next
+	// A module's do not, and a module is short.
+	var module []byte
+	var addrs []uint64
+	closeModule := func() {
+		slices.Sort(addrs)
+		for i := open; i < len(found); i++ {
+			if next, _ := slices.BinarySearch(addrs, found[i].start+1); next < len(addrs) {
+				found[i].end = addrs[next]
+			}
 		}
-		i := slices.IndexFunc(names, func(n string) bool { return string(name) == n })
-		if i < 0 {
-			return open != "" || len(found) < len(names)
-		}
-		if addr == 0 {
-			hidden = true
-			return false
-		}
-		if _, dup := found[names[i]]; !dup {
-			open = names[i]
-			found[open] = symbol{start: addr}
-		}
-		return true
-	})
-	if err != nil {
-		return nil, err
+		open, addrs = len(found), addrs[:0]
 	}
-	if hidden {
+	hidden := false
+	err := eachSymbol(r, func(s *symbol) bool {
+		if !bytes.Equal(s.module, module) {
+			closeModule()
+			module = append(module[:0], s.module...)
+		}
+		if len(module) > 0 {
+			addrs = append(addrs, s.addr)
+		}
+		for len(module) == 0 && open < len(found) && found[open].start < s.addr {
+			found[open].end = s.addr
+			open++
+		}
+		name := s.name
+		if dot := bytes.IndexByte(name, '.'); dot > 0 {
+			name = name[:dot]
+		}
+		if wanted(name) {
+			hidden = hidden || s.addr == 0
+			found = append(found, textRange{start: s.addr, name: string(name)})
+		}
+		return !hidden
+	})
+	closeModule()
+	switch {
+	case err != nil:
+		return nil, err
+	case hidden:
 		return nil, errHiddenSymbols
 	}
+	slices.SortStableFunc(found, func(a, b textRange) int { return cmp.Compare(a.start, b.start) })
 	return found, nil
 }
 
+// symbol is one line of /proc/kallsyms. Its bytes are valid until the next.
+type symbol struct {
+	addr         uint64
+	name, module []byte // module is empty for the kernel's own
+}
+
 // eachSymbol calls f for each line "address type name [module]" until f
-// returns false. name is valid during the call only.
-func eachSymbol(r io.Reader, f func(addr uint64, name []byte) bool) error {
+// returns false.
+func eachSymbol(r io.Reader, f func(*symbol) bool) error {
 	s := bufio.NewScanner(r)
 	s.Buffer(make([]byte, 64<<10), 64<<10)
 	for s.Scan() {
@@ -73,15 +101,12 @@ func eachSymbol(r io.Reader, f func(addr uint64, name []byte) bool) error {
 		if sp < 0 || len(line) < sp+4 {
 			continue
 		}
-		name := line[sp+3:]
-		if tab := bytes.IndexByte(name, '\t'); tab >= 0 {
-			name = name[:tab]
-		}
+		name, module, _ := bytes.Cut(line[sp+3:], []byte{'\t'})
 		addr, ok := parseHex(line[:sp])
 		if !ok {
 			return fmt.Errorf("read kernel symbols: %q is no address", line[:sp])
 		}
-		if !f(addr, name) {
+		if !f(&symbol{addr, name, module}) {
 			return nil
 		}
 	}
@@ -105,51 +130,4 @@ func parseHex(digits []byte) (n uint64, ok bool) {
 		n = n<<4 | uint64(c)
 	}
 	return n, len(digits) > 0 && len(digits) <= 16
-}
-
-// symbolize returns, for each kernel text address, the name of the function
-// that contains it. Addresses that no symbol precedes map to nothing.
-func symbolize(addrs []uint64) (map[uint64]string, error) {
-	if len(addrs) == 0 {
-		return nil, nil
-	}
-	f, err := os.Open("/proc/kallsyms")
-	if err != nil {
-		return nil, fmt.Errorf("read kernel symbols: %w", err)
-	}
-	defer f.Close()
-	return nearestSymbols(f, addrs)
-}
-
-func nearestSymbols(r io.Reader, addrs []uint64) (map[uint64]string, error) {
-	addrs = slices.Clone(addrs)
-	slices.Sort(addrs)
-	addrs = slices.Compact(addrs)
-	best := make([]uint64, len(addrs)) // start of the nearest symbol so far
-	names := make([]string, len(addrs))
-	visible := false
-	err := eachSymbol(r, func(start uint64, name []byte) bool {
-		visible = visible || start != 0
-		// Only the addresses between this symbol and the next one gain from
-		// it; the first address at or above start is the only candidate when
-		// symbols come in order, and later ones are settled as they come.
-		i, _ := slices.BinarySearch(addrs, start)
-		for ; i < len(addrs) && best[i] < start; i++ {
-			best[i], names[i] = start, string(name)
-		}
-		return true
-	})
-	if err != nil {
-		return nil, err
-	}
-	if !visible {
-		return nil, errHiddenSymbols
-	}
-	out := make(map[uint64]string, len(addrs))
-	for i, a := range addrs {
-		if names[i] != "" {
-			out[a] = names[i]
-		}
-	}
-	return out, nil
 }

@@ -2,103 +2,57 @@ package loader
 
 import (
 	"errors"
-	"io"
-	"maps"
 	"os"
+	"slices"
 	"strings"
 	"testing"
-
-	"github.com/bpfkill/bpfkill/internal/nstest"
 )
 
 var selfPID = os.Getpid()
 
 const symbols = `0000000000000000 A fixed_percpu_data
 ffffffff81000000 T _stext
-ffffffff81000100 T first
-ffffffff81000200 t second.isra.0
-ffffffff81000200 t alias_of_second
-ffffffff81000300 T third
+ffffffff81000100 t first.cold
+ffffffff81000180 T between
+ffffffff81000200 T first
+ffffffff81000200 T alias_of_first
+ffffffff81000300 t second.isra.0
+ffffffff81000380 t second.part.0.constprop.1
+ffffffff81000400 T last
 ffffffffc0001000 t in_module	[mod]
-ffffffffc0000000 t lower_module	[low]
+ffffffffc0000000 t lower_in_module	[mod]
+ffffffffc0000100 t second	[mod]
+ffffffffc0000080 t other_module	[other]
 `
 
-func TestFindSymbols(t *testing.T) {
+func TestFindRanges(t *testing.T) {
 	for _, test := range []struct {
 		name, input string
 		names       []string
-		want        map[string]symbol
+		want        []textRange
 		err         error
 	}{
-		{"found", symbols, []string{"third", "first"}, map[string]symbol{"first": {0xffffffff81000100, 0xffffffff81000200}, "third": {0xffffffff81000300, 0xffffffffc0001000}}, nil},
-		{"a module's", symbols, []string{"in_module"}, map[string]symbol{"in_module": {start: 0xffffffffc0001000}}, nil},
-		{"missing", symbols, []string{"first", "fourth"}, map[string]symbol{"first": {0xffffffff81000100, 0xffffffff81000200}}, nil},
-		{"no part of a name", symbols, []string{"second", "modul"}, map[string]symbol{}, nil},
-		{"the first of several", symbols + "ffffffff81000900 t first\n", []string{"first"}, map[string]symbol{"first": {0xffffffff81000100, 0xffffffff81000200}}, nil},
+		{"one", symbols, []string{"last"}, []textRange{{0xffffffff81000400, 0, "last"}}, nil},
+		{"with what was split off", symbols, []string{"first"}, []textRange{
+			{0xffffffff81000100, 0xffffffff81000180, "first"}, {0xffffffff81000200, 0xffffffff81000300, "first"}}, nil},
+		{"two of one name, one of them a module's", symbols, []string{"second"}, []textRange{
+			{0xffffffff81000300, 0xffffffff81000380, "second"}, {0xffffffff81000380, 0xffffffff81000400, "second"},
+			{0xffffffffc0000100, 0xffffffffc0001000, "second"}}, nil},
+		{"a module's symbols in any order", symbols, []string{"in_module", "lower_in_module"}, []textRange{
+			{0xffffffffc0000000, 0xffffffffc0000100, "lower_in_module"}, {0xffffffffc0001000, 0, "in_module"}}, nil},
+		{"no part of a name", symbols, []string{"irst", "secon", "alias"}, nil, nil},
 		{"hidden", "0000000000000000 T first\n", []string{"first"}, nil, errHiddenSymbols},
-		{"empty", "", []string{"first"}, map[string]symbol{}, nil},
+		{"empty", "", []string{"first"}, nil, nil},
 	} {
-		got, err := findSymbols(strings.NewReader(test.input), test.names)
-		if !errors.Is(err, test.err) || !maps.Equal(got, test.want) {
+		got, err := findRanges(strings.NewReader(test.input), func(name []byte) bool {
+			return slices.Contains(test.names, string(name))
+		})
+		if !errors.Is(err, test.err) || !slices.Equal(got, test.want) {
 			t.Errorf("%s: %x, %v; want %x, %v", test.name, got, err, test.want, test.err)
 		}
 	}
-	if _, err := findSymbols(strings.NewReader("xyz T first\n"), []string{"first"}); err == nil {
+	if _, err := findRanges(strings.NewReader("xyz T first\n"), func([]byte) bool { return true }); err == nil {
 		t.Error("no error for an address that is no number")
-	}
-}
-
-// endless is a stream that must not be read further than needed.
-type endless struct{ t *testing.T }
-
-func (e endless) Read([]byte) (int, error) {
-	e.t.Error("read on after the last symbol was found")
-	return 0, io.EOF
-}
-
-func TestFindSymbolsStopsEarly(t *testing.T) {
-	r := io.MultiReader(strings.NewReader(symbols), endless{t})
-	if got, err := findSymbols(r, []string{"first"}); err != nil || len(got) != 1 {
-		t.Error(got, err)
-	}
-}
-
-func TestNearestSymbols(t *testing.T) {
-	got, err := nearestSymbols(strings.NewReader(symbols), []uint64{
-		0, 0xfff, 0xffffffff81000100, 0xffffffff810001ff, 0xffffffff810002ff, 0xffffffff81000300,
-		0xffffffffc0000fff, 0xffffffffc0001001, 0xffffffff810001ff})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for addr, want := range map[uint64]string{
-		0xffffffff81000100: "first",
-		0xffffffff810001ff: "first",
-		0xffffffff810002ff: "second.isra.0",
-		0xffffffff81000300: "third",
-		0xffffffffc0000fff: "lower_module", // listed after the one above it
-		0xffffffffc0001001: "in_module",
-	} {
-		if got[addr] != want {
-			t.Errorf("%x is in %q, want %q", addr, got[addr], want)
-		}
-	}
-	if got[0] != "" || got[0xfff] != "" {
-		t.Errorf("addresses below the kernel are in %q and %q", got[0], got[0xfff])
-	}
-	if _, err := nearestSymbols(strings.NewReader("0000000000000000 T a\n"), []uint64{1}); !errors.Is(err, errHiddenSymbols) {
-		t.Errorf("%v, want %v", err, errHiddenSymbols)
-	}
-}
-
-func TestKernelSymbolsOfThisKernel(t *testing.T) {
-	nstest.Require(t)
-	got, err := kernelSymbols("ep_poll_callback", "pollwake", "no_such_symbol")
-	if err != nil || len(got) != 2 || got["pollwake"].end <= got["pollwake"].start {
-		t.Errorf("%d symbols, %v", len(got), err)
-	}
-	names, err := symbolize([]uint64{got["pollwake"].start + 1})
-	if err != nil || names[got["pollwake"].start+1] != "pollwake" {
-		t.Errorf("%v, %v", names, err)
 	}
 }
 

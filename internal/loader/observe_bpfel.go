@@ -27,39 +27,42 @@ type observeDoomed struct {
 	Returned    uint8
 }
 
+type observeLandmark struct {
+	_     structs.HostLayout
+	Start uint64
+	End   uint64
+	Marks uint64
+}
+
 type observeWake struct {
-	_            structs.HostLayout
-	Count        uint64
-	WakeeStartNs uint64
-	Comm         [16]int8
+	_     structs.HostLayout
+	Count uint64
+	Comm  [16]int8
 }
 
 type observeWakeKey struct {
-	_     structs.HostLayout
-	Cause int32
-	Wakee int32
-	Stack int32
-	Pad   uint32
+	_            structs.HostLayout
+	CauseStartNs uint64
+	WakeeStartNs uint64
+	Cause        int32
+	Wakee        int32
+	Trail        uint64
 }
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	observeMapDoomed            = "doomed"
-	observeMapScratch           = "scratch"
-	observeMapStacks            = "stacks"
-	observeMapWakes             = "wakes"
-	observeProgProcessExit      = "process_exit"
-	observeProgSignalDeliver    = "signal_deliver"
-	observeProgSignalGenerate   = "signal_generate"
-	observeProgWaking           = "waking"
-	observeVarDoExitEnd         = "do_exit_end"
-	observeVarDoExitStart       = "do_exit_start"
-	observeVarIrqentryTextEnd   = "irqentry_text_end"
-	observeVarIrqentryTextStart = "irqentry_text_start"
-	observeVarLostEvents        = "lost_events"
-	observeVarObserving         = "observing"
+	observeMapDoomed          = "doomed"
+	observeMapStacks          = "stacks"
+	observeMapWakes           = "wakes"
+	observeProgProcessExit    = "process_exit"
+	observeProgSignalDeliver  = "signal_deliver"
+	observeProgSignalGenerate = "signal_generate"
+	observeProgWaking         = "waking"
+	observeVarLandmarks       = "landmarks"
+	observeVarLostEvents      = "lost_events"
+	observeVarObserving       = "observing"
 )
 
 // loadObserve returns the embedded CollectionSpec for observe.
@@ -114,22 +117,18 @@ type observeProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type observeMapSpecs struct {
-	Doomed  *ebpf.MapSpec `ebpf:"doomed"`
-	Scratch *ebpf.MapSpec `ebpf:"scratch"`
-	Stacks  *ebpf.MapSpec `ebpf:"stacks"`
-	Wakes   *ebpf.MapSpec `ebpf:"wakes"`
+	Doomed *ebpf.MapSpec `ebpf:"doomed"`
+	Stacks *ebpf.MapSpec `ebpf:"stacks"`
+	Wakes  *ebpf.MapSpec `ebpf:"wakes"`
 }
 
 // observeVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type observeVariableSpecs struct {
-	DoExitEnd         *ebpf.VariableSpec `ebpf:"do_exit_end"`
-	DoExitStart       *ebpf.VariableSpec `ebpf:"do_exit_start"`
-	IrqentryTextEnd   *ebpf.VariableSpec `ebpf:"irqentry_text_end"`
-	IrqentryTextStart *ebpf.VariableSpec `ebpf:"irqentry_text_start"`
-	LostEvents        *ebpf.VariableSpec `ebpf:"lost_events"`
-	Observing         *ebpf.VariableSpec `ebpf:"observing"`
+	Landmarks  *ebpf.VariableSpec `ebpf:"landmarks"`
+	LostEvents *ebpf.VariableSpec `ebpf:"lost_events"`
+	Observing  *ebpf.VariableSpec `ebpf:"observing"`
 }
 
 // observeObjects contains all objects after they have been loaded into the kernel.
@@ -152,16 +151,14 @@ func (o *observeObjects) Close() error {
 //
 // It can be passed to loadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type observeMaps struct {
-	Doomed  *ebpf.Map `ebpf:"doomed"`
-	Scratch *ebpf.Map `ebpf:"scratch"`
-	Stacks  *ebpf.Map `ebpf:"stacks"`
-	Wakes   *ebpf.Map `ebpf:"wakes"`
+	Doomed *ebpf.Map `ebpf:"doomed"`
+	Stacks *ebpf.Map `ebpf:"stacks"`
+	Wakes  *ebpf.Map `ebpf:"wakes"`
 }
 
 func (m *observeMaps) Close() error {
 	return _ObserveClose(
 		m.Doomed,
-		m.Scratch,
 		m.Stacks,
 		m.Wakes,
 	)
@@ -171,12 +168,9 @@ func (m *observeMaps) Close() error {
 //
 // It can be passed to loadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type observeVariables struct {
-	DoExitEnd         *ebpf.Variable `ebpf:"do_exit_end"`
-	DoExitStart       *ebpf.Variable `ebpf:"do_exit_start"`
-	IrqentryTextEnd   *ebpf.Variable `ebpf:"irqentry_text_end"`
-	IrqentryTextStart *ebpf.Variable `ebpf:"irqentry_text_start"`
-	LostEvents        *ebpf.Variable `ebpf:"lost_events"`
-	Observing         *ebpf.Variable `ebpf:"observing"`
+	Landmarks  *ebpf.Variable `ebpf:"landmarks"`
+	LostEvents *ebpf.Variable `ebpf:"lost_events"`
+	Observing  *ebpf.Variable `ebpf:"observing"`
 }
 
 // observePrograms contains all programs after they have been loaded into the kernel.

@@ -3,7 +3,6 @@ package loader
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -38,11 +37,11 @@ func newObserver(exec *Executor, wakes uint32) (*Observer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("parse observe object: %w", err)
 	}
-	text, err := exitText()
+	table, err := landmarkTable()
 	if err != nil {
 		return nil, err
 	}
-	if err := setVariables(spec, text); err != nil {
+	if err := setVariables(spec, map[string]any{"landmarks": table}); err != nil {
 		return nil, err
 	}
 	doomed := exec.coll.Maps[executeMapDoomed]
@@ -64,25 +63,6 @@ func newObserver(exec *Executor, wakes uint32) (*Observer, error) {
 		}
 	}
 	return o, nil
-}
-
-// exitText returns the constants by which the kernel side tells wakes by the
-// dying from those by interrupts that hit them.
-func exitText() (map[string]any, error) {
-	const start, end, exit = "__irqentry_text_start", "__irqentry_text_end", "do_exit"
-	ranges, err := kernelSymbols(start, end, exit)
-	if err != nil {
-		return nil, err
-	}
-	if ranges[exit].end == 0 {
-		return nil, errors.New("kernel symbol do_exit not found: the kernel must be built with CONFIG_KALLSYMS")
-	}
-	return map[string]any{
-		"irqentry_text_start": ranges[start].start,
-		"irqentry_text_end":   ranges[end].start,
-		"do_exit_start":       ranges[exit].start,
-		"do_exit_end":         ranges[exit].end,
-	}, nil
 }
 
 // Close detaches and unloads the observer, and reports every error.
@@ -124,7 +104,7 @@ type Fate struct {
 // Wake counts the wakes of one process by one dying process through one
 // channel.
 type Wake struct {
-	Cause     int32 // KernelPID
+	Cause     waitgraph.KernelIdentity
 	Wakee     waitgraph.KernelIdentity
 	WakeeComm string
 	Channel   waitgraph.Channel
@@ -182,33 +162,25 @@ func (o *Observer) Collect() (*Observation, error) {
 	return obs, nil
 }
 
-// wakes names the channels and merges the stacks that lead to the same one.
+// wakes names the channels and merges the trails that lead to the same one.
 func (o *Observer) wakes() ([]Wake, error) {
 	counted, err := readMap[observeWakeKey, observeWake](o.coll.Maps[observeMapWakes])
 	if err != nil {
 		return nil, fmt.Errorf("read wakes: %w", err)
 	}
-	channels, err := o.channels(counted)
-	if err != nil {
-		return nil, err
-	}
 	type key struct {
-		cause, wakee int32
+		cause, wakee waitgraph.KernelIdentity
 		channel      waitgraph.Channel
 	}
 	merged := make(map[key]*Wake)
 	for k, w := range counted {
-		ch, ok := channels[k.Stack]
-		if !ok && k.Stack >= 0 {
-			continue // the kernel's own
+		mk := key{
+			cause:   waitgraph.KernelIdentity{KernelPID: k.Cause, StartNS: k.CauseStartNs},
+			wakee:   waitgraph.KernelIdentity{KernelPID: k.Wakee, StartNS: k.WakeeStartNs},
+			channel: trail(k.Trail).channel(),
 		}
-		mk := key{k.Cause, k.Wakee, ch} // ChannelOther without a stack
 		if merged[mk] == nil {
-			merged[mk] = &Wake{
-				Cause:     k.Cause,
-				Wakee:     waitgraph.KernelIdentity{KernelPID: k.Wakee, StartNS: w.WakeeStartNs},
-				WakeeComm: comm(w.Comm[:]), Channel: mk.channel,
-			}
+			merged[mk] = &Wake{Cause: mk.cause, Wakee: mk.wakee, WakeeComm: comm(w.Comm[:]), Channel: mk.channel}
 		}
 		merged[mk].Count += w.Count
 	}
@@ -217,73 +189,4 @@ func (o *Observer) wakes() ([]Wake, error) {
 		out = append(out, *w)
 	}
 	return out, nil
-}
-
-func (o *Observer) channels(counted map[observeWakeKey]observeWake) (map[int32]waitgraph.Channel, error) {
-	stacks := make(map[int32][]uint64)
-	var addrs []uint64
-	for k := range counted {
-		if _, ok := stacks[k.Stack]; ok || k.Stack < 0 {
-			continue
-		}
-		var ips [32]uint64
-		if err := o.coll.Maps[observeMapStacks].Lookup(uint32(k.Stack), &ips); err != nil {
-			return nil, fmt.Errorf("read a kernel stack: %w", err)
-		}
-		stacks[k.Stack] = ips[:]
-		addrs = append(addrs, ips[:]...)
-	}
-	names, err := symbolize(addrs)
-	if err != nil {
-		return nil, err
-	}
-	out := make(map[int32]waitgraph.Channel, len(stacks))
-	for id, ips := range stacks {
-		frames := make([]string, 0, len(ips))
-		for _, ip := range ips {
-			if ip == 0 {
-				break
-			}
-			frames = append(frames, names[ip])
-		}
-		if ch, ok := classify(frames); ok {
-			out[id] = ch
-		}
-	}
-	return out, nil
-}
-
-// wakers names the functions through which a death wakes, innermost first on
-// a stack. Compilers append .isra, .part and .constprop to some.
-var wakers = map[string]waitgraph.Channel{
-	"pipe_release":           waitgraph.ChannelPipe, // fifo_open shares it: FIFOs count as pipes
-	"do_notify_parent":       waitgraph.ChannelChild,
-	"exit_notify":            waitgraph.ChannelChild,
-	"mm_release":             waitgraph.ChannelChild, // a vfork parent gets its child's memory back
-	"exit_mm_release":        waitgraph.ChannelChild,
-	"futex_wake":             waitgraph.ChannelFutex,
-	"forget_original_parent": waitgraph.ChannelParentDeath,
-}
-
-// kernelLocks are the functions that hand a lock or a page of the kernel's own
-// to its next user, who would run on in any case.
-var kernelLocks = map[string]bool{
-	"rwsem_wake": true, "up_read": true, "up_write": true, "mutex_unlock": true,
-	"__mutex_unlock_slowpath": true, "up": true, "folio_unlock": true, "unlock_page": true,
-	"wake_page_function": true, "percpu_up_write": true, "bit_wake_function": true, "var_wake_function": true,
-}
-
-// classify names the channel of a wake from the functions on the waker's kernel
-// stack, innermost first. It reports false for a wake that is the kernel's own.
-func classify(frames []string) (ch waitgraph.Channel, ok bool) {
-	for _, f := range frames {
-		name, _, _ := strings.Cut(f, ".")
-		if kernelLocks[name] {
-			return waitgraph.ChannelOther, false
-		}
-		if ch, ok := wakers[name]; ok {
-			return ch, true
-		}
-	}
-	return waitgraph.ChannelOther, true
 }

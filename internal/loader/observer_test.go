@@ -41,7 +41,7 @@ func TestBystandersWakeIsNamed(t *testing.T) {
 		t.Fatal("the reader died")
 	}
 	got := wakesOf(t, o, d.reader)
-	want := Wake{Cause: d.writer.KernelPID, Wakee: d.reader.KernelIdentity(), WakeeComm: "router",
+	want := Wake{Cause: d.writer.KernelIdentity(), Wakee: d.reader.KernelIdentity(), WakeeComm: "router",
 		Channel: waitgraph.ChannelPipe, Count: 1}
 	if len(got) != 1 || got[0] != want {
 		t.Errorf("%+v, want one %+v", got, want)
@@ -170,30 +170,5 @@ func TestNothingIsRecordedOutsideStartAndStop(t *testing.T) {
 	}
 	if w := wakesOf(t, o, d.reader); len(w) != 0 {
 		t.Errorf("%+v", w)
-	}
-}
-
-func TestClassify(t *testing.T) {
-	for _, test := range []struct {
-		frames []string
-		want   waitgraph.Channel
-	}{
-		{nil, waitgraph.ChannelOther},
-		{[]string{"", "try_to_wake_up"}, waitgraph.ChannelOther},
-		{[]string{"try_to_wake_up", "autoremove_wake_function", "__wake_up_common", "__wake_up_sync_key", "pipe_release", "__fput", "do_exit"}, waitgraph.ChannelPipe},
-		{[]string{"try_to_wake_up", "pipe_release.isra.0", "__fput"}, waitgraph.ChannelPipe},
-		{[]string{"try_to_wake_up", "pipe_release.constprop.1.cold", "__fput"}, waitgraph.ChannelPipe},
-		{[]string{"try_to_wake_up", "__wake_up_parent", "do_notify_parent", "exit_notify", "do_exit"}, waitgraph.ChannelChild},
-		{[]string{"signal_wake_up_state", "complete_signal", "forget_original_parent.part.0", "exit_notify"}, waitgraph.ChannelParentDeath},
-		{[]string{"try_to_wake_up", "complete", "mm_release", "exit_mm_release", "do_exit"}, waitgraph.ChannelChild},
-		{[]string{"try_to_wake_up", "pipe_release_not", "do_exit"}, waitgraph.ChannelOther},
-		{[]string{"try_to_wake_up", "fifo_open"}, waitgraph.ChannelOther},
-	} {
-		if got, ok := classify(test.frames); got != test.want || !ok {
-			t.Errorf("%v: %v, want %v", test.frames, got, test.want)
-		}
-	}
-	if _, ok := classify([]string{"try_to_wake_up", "wake_up_q", "rwsem_wake.isra.0", "up_write", "unlink_anon_vmas", "do_exit"}); ok {
-		t.Error("a kernel lock is said to wake somebody")
 	}
 }
