@@ -185,11 +185,11 @@ type Descriptor struct {
 type Via uint8
 
 const (
-	ViaPlain Via = iota // blocked in read, write or open
-	ViaPoll             // poll, ppoll, select, pselect
-	ViaEpoll            // epoll_wait on an epoll instance that watches the object
-	ViaOther            // a callback that is none of these (io_uring, a kernel user)
-	ViaSignal           // wherever it sleeps, a signal wakes it
+	ViaPlain  Via = iota // blocked in read, write or open
+	ViaPoll              // poll, ppoll, select, pselect
+	ViaEpoll             // epoll_wait on an epoll instance that watches the object
+	ViaOther             // a callback that is none of these (io_uring, a kernel user)
+	ViaSignal            // wherever it sleeps, a signal wakes it
 )
 
 func (v Via) String() string {
