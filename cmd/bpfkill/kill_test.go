@@ -39,12 +39,17 @@ func engines() []string {
 	return []string{engineLoop}
 }
 
+// foreseen reports whether the snapshot tells who will wake in a topology.
+func foreseen(t *storm.Topology) bool {
+	return (t.Channel == "pipe" || t.Name == "sleepers") && t.Unpredictable == ""
+}
+
 // TestKillsEveryTopology is the main job: everybody dies, nobody runs.
 func TestKillsEveryTopology(t *testing.T) {
 	nstest.Require(t)
 	for _, engine := range engines() {
 		for _, topology := range storm.Topologies {
-			if topology.Restless {
+			if topology.Restless || !foreseen(&topology) {
 				continue
 			}
 			// Every kernel has one engine that kills every topology, and the

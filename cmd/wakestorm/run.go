@@ -51,9 +51,9 @@ func run(args []string, stdin io.Reader, stdout io.Writer) error {
 
 func list(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "TOPOLOGY\tCOUNTS\tWHAT WAITS ON WHAT\tWHEN EVERY SMTPSERVER IS KILLED")
+	fmt.Fprintln(tw, "TOPOLOGY\tCOUNTS\tCHANNEL\tWHAT WAITS ON WHAT\tWHEN EVERY SMTPSERVER IS KILLED")
 	for _, t := range storm.Topologies {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", t.Name, t.Unit, t.Summary, t.Outcome)
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", t.Name, t.Unit, t.Channel, t.Summary, t.Outcome)
 	}
 	return tw.Flush()
 }

@@ -17,14 +17,19 @@ import (
 // ready is the first line on standard output.
 type ready struct {
 	Topology string `json:"topology"`
+	Channel  string `json:"channel"` // what the wakes come through
 	// Processes counts all that are listed in Pids, by name.
 	Processes  int              `json:"processes"`
 	Counts     map[string]int   `json:"counts"`
 	Pids       map[string][]int `json:"pids"`
 	Dependents []int            `json:"dependents"` // must die with every smtpserver if nobody is to wake
-	Bystanders []int            `json:"bystanders"` // wake when every smtpserver dies, and nobody else
-	Marks      string           `json:"marks,omitempty"`
-	Swap       *swapped         `json:"swap,omitempty"`
+	// What the deaths of every smtpserver, and nobody else, do to others.
+	Bystanders []int    `json:"bystanders"`        // run user code
+	OneOf      [][]int  `json:"one_of,omitempty"`  // of each, exactly one runs user code
+	Stirred    []int    `json:"stirred,omitempty"` // are woken by the kernel, and run no user code
+	Killed     []int    `json:"killed,omitempty"`  // are ended by a signal
+	Marks      string   `json:"marks,omitempty"`
+	Swap       *swapped `json:"swap,omitempty"`
 }
 
 type swapped struct {
@@ -107,7 +112,7 @@ func settle(ctx context.Context, s *storm.Storm, set *settings) (*ready, error) 
 	if err := s.WaitReady(limited); err != nil {
 		return nil, err
 	}
-	r := &ready{Topology: set.topology, Marks: set.marks, Counts: map[string]int{}, Pids: map[string][]int{}}
+	r := &ready{Topology: set.topology, Channel: s.Topology().Channel, Marks: set.marks, Counts: map[string]int{}, Pids: map[string][]int{}}
 	targets := map[int]bool{}
 	for _, p := range s.Processes() {
 		r.Processes++
@@ -117,7 +122,12 @@ func settle(ctx context.Context, s *storm.Storm, set *settings) (*ready, error) 
 			targets[p.PID] = true
 		}
 	}
-	r.Dependents, r.Bystanders = pids(s.Dependents()), pids(s.WokenBy(targets))
+	outcome := s.After(targets)
+	r.Dependents, r.Bystanders = pids(s.Dependents()), pids(outcome.Woken)
+	r.Stirred, r.Killed = pids(outcome.Stirred), pids(outcome.Killed)
+	for _, group := range outcome.OneOf {
+		r.OneOf = append(r.OneOf, pids(group))
+	}
 	if set.swapOut {
 		got, err := s.SwapOut(limited)
 		if err != nil {

@@ -111,6 +111,9 @@ func TestReadyLineAndSummary(t *testing.T) {
 	nstest.Require(t) // a namespace reaps what would linger, and pids are its own
 	for _, topology := range storm.Topologies {
 		t.Run(topology.Name, func(t *testing.T) {
+			if err := topology.Supported(); err != nil {
+				t.Skip(err)
+			}
 			s := startStorm(t, "--topology", topology.Name, "--processes", "4", "--mem", "0.25")
 			r, n := s.ready, 0
 			for comm, pids := range r.Pids {
@@ -119,7 +122,7 @@ func TestReadyLineAndSummary(t *testing.T) {
 					t.Errorf("count of %s is %d of %d pids", comm, r.Counts[comm], len(pids))
 				}
 			}
-			if r.Topology != topology.Name || n != r.Processes || r.Counts[storm.Target]+len(r.Dependents) != n {
+			if r.Topology != topology.Name || r.Channel != topology.Channel || n != r.Processes || r.Counts[storm.Target]+len(r.Dependents) > n {
 				t.Errorf("inconsistent: %+v", r)
 			}
 			if err := s.Process.Signal(unix.SIGTERM); err != nil {

@@ -1,7 +1,6 @@
 package storm
 
 import (
-	"encoding/binary"
 	"fmt"
 	"unsafe"
 
@@ -19,12 +18,23 @@ type member struct {
 	// call is the system call that the process ends up blocked in, or
 	// restless for one that never settles.
 	call int
-	// waitsOn are the members that hold the other end of what it waits on.
-	waitsOn []int
-	parent  int // member that forks it, or -1 for the storm's owner
+	// state is the one that it has there, as /proc shows it; 0 means S.
+	state  byte
+	parent int // member that forks it, or -1 for the storm's owner
+	wakes  []wake
+	// after are members that must be asleep before it may go on to its blocking
+	// call; see builder.turn.
+	after []int
 }
 
 const restless = -1
+
+func (m *member) stateThere() byte {
+	if m.state == 0 {
+		return 'S'
+	}
+	return m.state
+}
 
 // direct is a process that the owner forks itself.
 type direct struct {
@@ -41,11 +51,17 @@ type direct struct {
 
 // Offsets in the scratch page, which every process gets a private copy of.
 const (
-	scratchPipe   = 0
-	scratchPoll   = 16
-	scratchEvent  = 32
-	scratchBuffer = 64
-	scratchRobust = 128
+	scratchPipe    = 0
+	scratchPoll    = 16
+	scratchEvent   = 32
+	scratchBuffer  = 64
+	scratchRobust  = 128
+	scratchAddress = 192 // a socket's address
+	scratchLength  = 320 // its length
+	scratchMessage = 384 // msghdr and its iovec
+	scratchControl = 512 // a control message
+	scratchInfo    = 640 // siginfo_t, 128 bytes
+	scratchStruct  = 1024
 )
 
 // builder turns a topology into members, scripts and direct forks.
@@ -57,11 +73,21 @@ type builder struct {
 	members []member
 	direct  []direct
 	pipes   int
+	groups  int // of wakes of which one happens
+	// blocked is the call that the last script ends in, and state what its
+	// process is in there.
+	blocked int
+	state   byte
 }
 
-// member plans one process and returns its number.
+// member plans one process, which runs when all of waitsOn have died, and
+// returns its number.
 func (b *builder) member(comm, role string, call, parent int, waitsOn ...int) int {
-	b.members = append(b.members, member{comm, role, call, waitsOn, parent})
+	m := member{comm: comm, role: role, call: call, parent: parent}
+	if len(waitsOn) > 0 {
+		m.wakes = []wake{{deaths: waitsOn}}
+	}
+	b.members = append(b.members, m)
 	return len(b.members) - 1
 }
 
@@ -103,6 +129,7 @@ func (b *builder) prologue(comm string) {
 // a process does once awake is not the storm's subject, and a storm whose
 // members exited would have no survivors to look at.
 func (b *builder) block(number uintptr, args ...arg) {
+	b.blocked = int(number)
 	b.store(reg(regSlot), slotReady, imm(1))
 	b.try(regTemp, number, args...)
 	b.store(reg(regSlot), slotWoken, imm(1))
@@ -113,52 +140,25 @@ func (b *builder) block(number uintptr, args ...arg) {
 	b.forever()
 }
 
+// turn waits until those that this process comes after are asleep.
+func (b *builder) turn() {
+	check, wait, done := b.newLabel(), b.newLabel(), b.newLabel()
+	b.add(regPtr, reg(regSlot), imm(slotTurn))
+	b.place(check)
+	b.load(regTemp, reg(regPtr), 0)
+	b.jumpZero(regTemp, wait)
+	b.jump(done)
+	b.place(wait)
+	b.try(regTemp, unix.SYS_FUTEX, reg(regPtr), imm(futexWait), imm(0), imm(0))
+	b.jump(check)
+	b.place(done)
+}
+
 // forever sleeps until killed.
 func (b *builder) forever() {
 	again := b.here()
 	b.try(regTemp, unix.SYS_PPOLL)
 	b.jump(again)
-}
-
-// read waits for end-of-file on a pipe.
-func (b *builder) read(fd int) {
-	b.block(unix.SYS_READ, reg(fd), imm(b.scratch+scratchBuffer), imm(8))
-}
-
-// accept waits for a connection on a socket that nobody knows.
-func (b *builder) accept() {
-	family := make([]byte, 2)
-	binary.NativeEndian.PutUint16(family, unix.AF_UNIX)
-	b.must(regFD, unix.SYS_SOCKET, imm(unix.AF_UNIX), imm(unix.SOCK_STREAM|unix.SOCK_CLOEXEC), imm(0))
-	// An address of two bytes asks for a unique abstract name.
-	b.must(regTemp, unix.SYS_BIND, reg(regFD), imm(b.constant(family)), imm(2))
-	b.must(regTemp, unix.SYS_LISTEN, reg(regFD), imm(16))
-	b.block(unix.SYS_ACCEPT4, reg(regFD))
-}
-
-// epoll waits in epoll_pwait on a pipe.
-func (b *builder) epoll(fd int) {
-	event := make([]byte, 16) // the larger of the architectures' layouts
-	binary.NativeEndian.PutUint32(event, unix.EPOLLIN)
-	b.must(regFD, unix.SYS_EPOLL_CREATE1, imm(unix.EPOLL_CLOEXEC))
-	b.must(regTemp, unix.SYS_EPOLL_CTL, reg(regFD), imm(unix.EPOLL_CTL_ADD), reg(fd), imm(b.constant(event)))
-	b.block(unix.SYS_EPOLL_PWAIT, reg(regFD), imm(b.scratch+scratchEvent), imm(1), imm(^uintptr(0)), imm(0), imm(8))
-}
-
-// poll waits in ppoll on a pipe.
-func (b *builder) poll(fd int) {
-	entry := imm(b.scratch + scratchPoll)
-	b.store(entry, 0, reg(fd))
-	b.store(entry, 4, imm(unix.POLLIN))
-	b.block(unix.SYS_PPOLL, entry, imm(1), imm(0), imm(0), imm(8))
-}
-
-// pipe creates a pipe and loads its ends into two registers.
-func (b *builder) pipe(in, out int) {
-	fds := imm(b.scratch + scratchPipe)
-	b.must(regTemp, unix.SYS_PIPE2, fds, imm(unix.O_CLOEXEC))
-	b.emit(opLoad, in, 0, fds, imm(0))
-	b.emit(opLoad, out, 0, fds, imm(4))
 }
 
 // forkMany forks one child for each of count slots from next on.
@@ -172,6 +172,10 @@ func (b *builder) forkMany(child label, next, count int) {
 	b.place(done)
 }
 
+// arenaSize is ample for scripts, and more than fits into any pipe or socket:
+// see builder.send.
+const arenaSize = 1 << 20
+
 // arenas are the mappings that a storm's processes share with their owner (the
 // scripts) or copy when they write (the scratch page).
 type arenas struct {
@@ -180,7 +184,7 @@ type arenas struct {
 
 func newArenas() (*arenas, error) {
 	// Shared, because fork copies no page tables for it.
-	scripts, err := unix.Mmap(-1, 0, 64<<10, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
+	scripts, err := unix.Mmap(-1, 0, arenaSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("map the scripts: %w", err)
 	}

@@ -184,6 +184,10 @@ func interpret(b *birth) {
 			if v[0] == 0 {
 				pc = v[1]
 			}
+		case opJumpMinus:
+			if int(v[0]) < 0 {
+				pc = v[1]
+			}
 		case opFill:
 			fill(v[0], v[1], uint64(*(*uint32)(pointer(r[regSlot] + slotIndex))))
 		case opSum:

@@ -13,8 +13,9 @@ import (
 )
 
 // The marks are memory shared by every process of a storm and its owner: a
-// header and one 64-byte slot a process, in the machine's byte order. Each
-// process writes only its own slot, so nothing needs a lock.
+// header and one 96-byte slot a process, in the machine's byte order. Each
+// process writes only its own slot, so nothing needs a lock; the owner writes a
+// slot's turn.
 const (
 	slotPID   = 0  // uint32
 	slotReady = 4  // uint32, 1 just before the blocking call
@@ -26,12 +27,14 @@ const (
 	slotMem   = 32 // uint64, address of the filled memory
 	slotSum   = 40 // uint64, sum of the memory after the wake
 	slotComm  = 48 // 16 bytes, NUL-terminated
-	slotSize  = 64
+	slotCatch = 64 // uint32, the last signal that the process's handler got
+	slotTurn  = 68 // uint32, 1 once the process may go on to its blocking call
+	slotSize  = 96
 
 	headerSize = 64
 )
 
-var marksMagic = [8]byte{'W', 'A', 'K', 'E', 'M', 'R', 'K', '1'}
+var marksMagic = [8]byte{'W', 'A', 'K', 'E', 'M', 'R', 'K', '2'}
 
 // Mark is what one process said about itself in shared memory. It is the
 // storm's ground truth: nobody but the process wrote it.
@@ -39,7 +42,9 @@ type Mark struct {
 	PID   int
 	Comm  string
 	Ready bool // it was about to block
-	Woken bool // it ran user code after its blocking call returned
+	Woken bool // it ran user code: its blocking call returned, or a handler was called
+	// Signal is the last signal that a handler of its own got, 0 for none.
+	Signal int
 	// Value is what the blocking call returned, a negative errno on failure.
 	Value int64
 	// Sum is the sum of the process's memory, read back after the wake; 0 where
@@ -95,6 +100,14 @@ func (m *marks) setPID(i, pid int) {
 	atomic.StoreUint32((*uint32)(unsafe.Pointer(&m.slot(i)[slotPID])), uint32(pid))
 }
 
+// giveTurn lets process i go on to its blocking call; see builder.turn.
+func (m *marks) giveTurn(i int) {
+	word := (*uint32)(unsafe.Pointer(&m.slot(i)[slotTurn]))
+	atomic.StoreUint32(word, 1)
+	// Shared, not FUTEX_PRIVATE: the sleeper is another process.
+	unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(word)), futexWake, 1, 0, 0, 0)
+}
+
 func (m *marks) describe(i int, comm string) {
 	s := m.slot(i)
 	binary.NativeEndian.PutUint32(s[slotIndex:], uint32(i))
@@ -110,15 +123,16 @@ func (m *marks) freeze() error {
 }
 
 func decodeMark(slot []byte) Mark {
-	comm, _, _ := bytes.Cut(slot[slotComm:slotSize], []byte{0})
+	comm, _, _ := bytes.Cut(slot[slotComm:slotCatch], []byte{0})
 	word := func(field int) uint32 { return binary.NativeEndian.Uint32(slot[field:]) }
 	return Mark{
-		PID:   int(int32(word(slotPID))),
-		Comm:  string(comm),
-		Ready: word(slotReady) != 0,
-		Woken: word(slotWoken) != 0,
-		Value: int64(binary.NativeEndian.Uint64(slot[slotValue:])),
-		Sum:   binary.NativeEndian.Uint64(slot[slotSum:]),
+		PID:    int(int32(word(slotPID))),
+		Comm:   string(comm),
+		Ready:  word(slotReady) != 0,
+		Woken:  word(slotWoken) != 0,
+		Signal: int(word(slotCatch)),
+		Value:  int64(binary.NativeEndian.Uint64(slot[slotValue:])),
+		Sum:    binary.NativeEndian.Uint64(slot[slotSum:]),
 	}
 }
 

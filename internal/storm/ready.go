@@ -5,14 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // WaitReady returns when every member has marked itself ready and, except for
-// forkers, really sleeps in its blocking call: it is in state S, and in the
-// right system call where the kernel lets us see that. It fails when a member
+// forkers, really sleeps in its blocking call: it is in the state that goes with
+// it (S, for most), and in the right system call where the kernel lets us see
+// that. It fails when a member
 // could not play its part or died, or ctx ends.
 func (s *Storm) WaitReady(ctx context.Context) error {
 	pending := make([]int, len(s.members))
@@ -22,13 +24,19 @@ func (s *Storm) WaitReady(ctx context.Context) error {
 	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		rest := pending[:0]
 		for _, i := range pending {
+			s.admit(i)
 			ok, err := s.settled(i)
 			if err != nil {
 				return err
 			}
-			if !ok {
+			if ok {
+				s.asleep[i] = true
+			} else {
 				rest = append(rest, i)
 			}
+		}
+		if len(rest) < len(pending) {
+			pause = time.Millisecond
 		}
 		if pending = rest; len(pending) == 0 {
 			return nil
@@ -36,6 +44,15 @@ func (s *Storm) WaitReady(ctx context.Context) error {
 		if err := wait(ctx, pause); err != nil {
 			return fmt.Errorf("%d of %d processes are not asleep (first: %s): %w", len(pending), len(s.members), s.describe(pending[0]), err)
 		}
+	}
+}
+
+// admit gives member i its turn once those that it comes after are asleep.
+func (s *Storm) admit(i int) {
+	after := s.members[i].after
+	if len(after) > 0 && s.marks.load(i, slotTurn) == 0 &&
+		!slices.ContainsFunc(after, func(a int) bool { return !s.asleep[a] }) {
+		s.marks.giveTurn(i)
 	}
 }
 
@@ -83,10 +100,10 @@ func (s *Storm) settled(i int) (bool, error) {
 		return false, nil
 	}
 	if call := s.members[i].call; call != restless {
-		if st.state != 'S' {
+		if st.state != s.members[i].stateThere() {
 			return false, nil
 		}
-		// Not to be seen by a caller that may not trace: state S must do.
+		// Not to be seen by a caller that may not trace: the state must do.
 		if now, err := blockedIn(pid); err == nil && now != call {
 			return false, nil
 		}
@@ -136,6 +153,12 @@ func callName(n uint32) string {
 		return "bind"
 	case unix.SYS_CLOSE_RANGE:
 		return "close_range (Linux 5.9 or later)"
+	case unix.SYS_CONNECT:
+		return "connect"
+	case unix.SYS_SETSOCKOPT:
+		return "setsockopt"
+	case unix.SYS_IOCTL:
+		return "ioctl"
 	case unix.SYS_EPOLL_CREATE1:
 		return "epoll_create1"
 	}

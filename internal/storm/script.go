@@ -15,17 +15,18 @@ import (
 type opcode uint32
 
 const (
-	opSyscall  opcode = iota // dst = number(args 1..5 or 6); see op.number
-	opMust                   // the same; an error is recorded and ends the process
-	opFork                   // fork: the child continues at args[0] with slot args[1]
-	opStore                  // *(uint32 *)(args[0] + args[1]) = args[2]
-	opStore64                // *(uint64 *)(args[0] + args[1]) = args[2]
-	opLoad                   // dst = *(int32 *)(args[0] + args[1])
-	opAdd                    // dst = args[0] + args[1]
-	opJump                   // goto args[0]
-	opJumpZero               // if args[0] == 0 goto args[1]
-	opFill                   // fill args[1] bytes at args[0] with xorshift of the slot's index
-	opSum                    // add up args[1] bytes at args[0] into the slot
+	opSyscall   opcode = iota // dst = number(args 1..5 or 6); see op.number
+	opMust                    // the same; an error is recorded and ends the process
+	opFork                    // fork: the child continues at args[0] with slot args[1]
+	opStore                   // *(uint32 *)(args[0] + args[1]) = args[2]
+	opStore64                 // *(uint64 *)(args[0] + args[1]) = args[2]
+	opLoad                    // dst = *(int32 *)(args[0] + args[1])
+	opAdd                     // dst = args[0] + args[1]
+	opJump                    // goto args[0]
+	opJumpZero                // if args[0] == 0 goto args[1]
+	opJumpMinus               // if args[0] < 0 goto args[1]
+	opFill                    // fill args[1] bytes at args[0] with xorshift of the slot's index
+	opSum                     // add up args[1] bytes at args[0] into the slot
 )
 
 // op is one instruction. It holds no Go pointer.
@@ -52,9 +53,12 @@ const (
 	regOut2
 	regExtra  // address of a second child's slot, 0 for none
 	regNumber // see direct.number
-	regFD     // a socket or an epoll instance
+	regFD     // a descriptor that nobody else gets: a socket, an epoll instance
 	regTemp
-	regMem // start of the memory that was filled
+	regMem  // start of the memory that was filled
+	regHome // address of the slot of the first process of its tree
+	regPtr  // an address
+	regPID  // a process
 	registers
 )
 
@@ -156,9 +160,11 @@ func (a *assembler) fork(child label, slot arg) { a.emit(opFork, regTemp, 0, at(
 func (a *assembler) closeFD(r int)              { a.must(regTemp, unix.SYS_CLOSE, reg(r)) }
 func (a *assembler) jump(l label)               { a.emit(opJump, regTemp, 0, at(l)) }
 func (a *assembler) jumpZero(r int, l label)    { a.emit(opJumpZero, regTemp, 0, reg(r), at(l)) }
+func (a *assembler) jumpMinus(r int, l label)   { a.emit(opJumpMinus, regTemp, 0, reg(r), at(l)) }
 
-func (a *assembler) add(dst int, x, y arg)          { a.emit(opAdd, dst, 0, x, y) }
-func (a *assembler) store(base arg, off int, v arg) { a.emit(opStore, regTemp, 0, base, imm(off), v) }
+func (a *assembler) add(dst int, x, y arg)           { a.emit(opAdd, dst, 0, x, y) }
+func (a *assembler) store(base arg, off int, v arg)  { a.emit(opStore, regTemp, 0, base, imm(off), v) }
+func (a *assembler) load(dst int, base arg, off int) { a.emit(opLoad, dst, 0, base, imm(off)) }
 func (a *assembler) store64(base arg, off int, v arg) {
 	a.emit(opStore64, regTemp, 0, base, imm(off), v)
 }

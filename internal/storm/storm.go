@@ -56,7 +56,9 @@ type Proc struct {
 	Comm       string
 	Role       string // its part in the topology
 	Parent     int    // pid
-	// WaitsOn are the pids whose deaths, all of them, wake it.
+	// Wakes are the ways in which deaths of other members wake it: any of them.
+	Wakes []Wake
+	// WaitsOn are the pids that these are about, each once.
 	WaitsOn []int
 }
 
@@ -71,6 +73,7 @@ type Storm struct {
 	arenas    *arenas
 	direct    map[int]bool // slots forked by this process and not reaped yet
 	starts    []uint64     // by slot, 0 while unknown
+	asleep    []bool       // by slot, as WaitReady saw it
 	pgid      int
 	since     uint64 // this process's own start: members are younger
 	ownerComm string
@@ -90,6 +93,9 @@ func Start(opts Options) (*Storm, error) {
 	}
 	if opts.MemBytes < 0 {
 		return nil, fmt.Errorf("%d bytes of memory each: must not be negative", opts.MemBytes)
+	}
+	if err := topology.Supported(); err != nil {
+		return nil, err
 	}
 	page := int64(unix.Getpagesize())
 	opts.MemBytes = (opts.MemBytes + page - 1) / page * page
@@ -122,6 +128,7 @@ func (s *Storm) stage() error {
 		return err
 	}
 	s.members, s.starts = b.members, make([]uint64, len(b.members))
+	s.asleep = make([]bool, len(b.members))
 	if s.marks, err = newMarks(s.opts.Marks, len(s.members)); err != nil {
 		return err
 	}
@@ -274,8 +281,16 @@ func (s *Storm) pid(slot int) int {
 func (s *Storm) proc(i int) Proc {
 	m := &s.members[i]
 	p := Proc{PID: s.pid(i), StartTicks: s.starts[i], Comm: m.comm, Role: m.role, Parent: s.pid(m.parent)}
-	for _, w := range m.waitsOn {
-		p.WaitsOn = append(p.WaitsOn, s.pid(w))
+	for _, w := range m.wakes {
+		public := Wake{Effect: w.effect, Group: w.group}
+		for _, d := range w.deaths {
+			pid := s.pid(d)
+			public.Deaths = append(public.Deaths, pid)
+			if !slices.Contains(p.WaitsOn, pid) {
+				p.WaitsOn = append(p.WaitsOn, pid)
+			}
+		}
+		p.Wakes = append(p.Wakes, public)
 	}
 	return p
 }
@@ -305,36 +320,4 @@ func (s *Storm) Woken() []Proc {
 		return s.procs(func(i int) bool { return s.woken[i] })
 	}
 	return s.procs(func(i int) bool { return s.marks.load(i, slotWoken) != 0 })
-}
-
-// WokenBy lists the members outside dead, a set of pids, whose wait ends when
-// exactly those die.
-func (s *Storm) WokenBy(dead map[int]bool) []Proc {
-	return s.procs(func(i int) bool {
-		return !dead[s.pid(i)] && s.wakes(i, func(w int) bool { return dead[s.pid(w)] })
-	})
-}
-
-// Dependents lists the members that are no targets, but must die with them if
-// nobody is to wake: WokenBy, closed to a fixpoint.
-func (s *Storm) Dependents() []Proc {
-	dead := make([]bool, len(s.members))
-	for i, m := range s.members {
-		dead[i] = m.comm == Target
-	}
-	for changed := true; changed; {
-		changed = false
-		for i := range s.members {
-			if !dead[i] && s.wakes(i, func(w int) bool { return dead[w] }) {
-				dead[i], changed = true, true
-			}
-		}
-	}
-	return s.procs(func(i int) bool { return dead[i] && s.members[i].comm != Target })
-}
-
-// wakes reports whether the last holder of what i waits on is dead.
-func (s *Storm) wakes(i int, dead func(slot int) bool) bool {
-	holders := s.members[i].waitsOn
-	return len(holders) > 0 && !slices.ContainsFunc(holders, func(w int) bool { return !dead(w) })
 }

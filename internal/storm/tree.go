@@ -1,0 +1,179 @@
+package storm
+
+import "fmt"
+
+// node is one process of a family tree, as a topology describes it. The storm's
+// owner forks the root, and each process its children, in their order.
+type node struct {
+	comm string // Target, or empty for a router
+	role string // unique in its tree
+	// times is how many there are of a node without children; 0 means one.
+	times int
+	// open is its first act: it makes what it shares with its children, or lets
+	// go of what it inherited and has no business with.
+	open func()
+	// shut comes after its forks: it lets go of what only its children need.
+	shut func()
+	// wait ends in a blocking call; a target that has none accepts.
+	wait func()
+	// wakes are the ways in which it wakes, by roles; empty for never.
+	wakes []when
+	// after is the role that must be asleep before this one goes on to wait;
+	// empty for none.
+	after    string
+	children []*node
+}
+
+// when is a wake whose deaths are roles, each standing for all that have it.
+type when struct {
+	deaths []string
+	effect Effect
+	// oneOf makes all that have such a wake in this tree, with the same deaths,
+	// a group of which one wakes.
+	oneOf bool
+}
+
+// dies is the wake of one who runs when the roles have all died.
+func dies(roles ...string) []when { return []when{{deaths: roles}} }
+
+// anyDies are the wakes of one who runs when one of the roles has died.
+func anyDies(roles ...string) []when {
+	var out []when
+	for _, r := range roles {
+		out = append(out, when{deaths: []string{r}})
+	}
+	return out
+}
+
+// walk calls f for the node and its descendants, each before its children.
+func (nd *node) walk(f func(nd, parent *node)) { nd.walkFrom(nil, f) }
+
+func (nd *node) walkFrom(parent *node, f func(nd, parent *node)) {
+	f(nd, parent)
+	for _, c := range nd.children {
+		c.walkFrom(nd, f)
+	}
+}
+
+func (nd *node) count() int { return max(nd.times, 1) }
+
+func (nd *node) name() string {
+	if nd.comm == "" {
+		return "router"
+	}
+	return nd.comm
+}
+
+// trees stages n trees, of the kinds given in turn.
+func (b *builder) trees(n int, kinds ...*node) {
+	scripts := make([]*treeScript, len(kinds))
+	for i := range n {
+		k := i % len(kinds)
+		if scripts[k] == nil {
+			scripts[k] = b.treeScript(kinds[k])
+		}
+		b.tree(kinds[k], scripts[k])
+	}
+}
+
+// treeScript is what the processes of one kind of tree do. The members of a tree
+// are numbered in the order of walk.
+type treeScript struct {
+	start map[*node]label
+	first map[*node]int // number in the tree of the first of the node's processes
+	call  map[*node]int
+	state map[*node]byte
+}
+
+func (b *builder) treeScript(root *node) *treeScript {
+	t := &treeScript{map[*node]label{}, map[*node]int{}, map[*node]int{}, map[*node]byte{}}
+	size := 0
+	root.walk(func(nd, _ *node) {
+		t.start[nd], t.first[nd] = b.newLabel(), size
+		size += nd.count()
+	})
+	root.walk(func(nd, parent *node) {
+		b.place(t.start[nd])
+		if parent == nil {
+			b.add(regHome, reg(regSlot), imm(0))
+		}
+		b.life(nd, t)
+		t.call[nd], t.state[nd] = b.blocked, b.state
+	})
+	return t
+}
+
+// life emits what one process does.
+func (b *builder) life(nd *node, t *treeScript) {
+	if nd.open != nil {
+		nd.open()
+	}
+	for _, c := range nd.children {
+		b.add(regNext, reg(regHome), imm(t.first[c]*slotSize))
+		if c.count() == 1 {
+			b.fork(t.start[c], reg(regNext))
+			continue
+		}
+		b.add(regCount, imm(c.count()), imm(0))
+		b.forkMany(t.start[c], regNext, regCount)
+	}
+	if nd.shut != nil {
+		nd.shut()
+	}
+	b.prologue(nd.name())
+	if nd.after != "" {
+		b.turn()
+	}
+	b.state = 0
+	if nd.wait != nil {
+		nd.wait()
+	} else {
+		b.accept()
+	}
+}
+
+// tree plans the members of one tree and has its root forked.
+func (b *builder) tree(root *node, t *treeScript) {
+	base := len(b.members)
+	roles := map[string][]int{}
+	root.walk(func(nd, _ *node) {
+		for k := range nd.count() {
+			roles[nd.role] = append(roles[nd.role], base+t.first[nd]+k)
+		}
+	})
+	groups := map[string]int{}
+	root.walk(func(nd, parent *node) {
+		m := member{comm: nd.name(), role: nd.role, call: t.call[nd], state: t.state[nd], parent: owner, after: roles[nd.after]}
+		if parent != nil {
+			m.parent = base + t.first[parent]
+		}
+		for _, w := range nd.wakes {
+			m.wakes = append(m.wakes, b.wake(w, roles, groups))
+		}
+		for range nd.count() {
+			b.members = append(b.members, m)
+		}
+	})
+	b.bear(direct{slot: base, script: t.start[root], in: -1, out: -1, next: -1, extra: -1})
+}
+
+// wake resolves roles into members. groups are the tree's, by the deaths.
+func (b *builder) wake(w when, roles map[string][]int, groups map[string]int) wake {
+	out := wake{effect: w.effect}
+	key := ""
+	for _, role := range w.deaths {
+		if len(roles[role]) == 0 {
+			b.err = fmt.Errorf("nobody in this tree is the %s", role)
+		}
+		out.deaths = append(out.deaths, roles[role]...)
+		key += role + "\x00"
+	}
+	if w.oneOf {
+		if groups[key] == 0 {
+			b.groups++
+			groups[key] = b.groups
+		}
+		out.group = groups[key]
+	}
+	return out
+}
