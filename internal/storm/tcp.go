@@ -1,0 +1,140 @@
+package storm
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+var tcpTopologies = []Topology{
+	{
+		Name: "tcp", Unit: "servers", Channel: "tcp",
+		Summary: "servers, each with a router child connected to it over 127.0.0.1: in read, ppoll, epoll_pwait, in a blocked send, or in read while the server has unread data",
+		Outcome: "every router wakes: by a FIN, or by a reset where the server had unread data",
+		build:   func(b *builder, n int) { b.trees(n, b.tcpPairs(loopback4)...) },
+	}, {
+		Name: "tcp6", Unit: "servers", Channel: "tcp",
+		Summary: "the same over ::1",
+		Outcome: "every router wakes",
+		needs:   needIPv6,
+		build:   func(b *builder, n int) { b.trees(n, b.tcpPairs(loopback6)...) },
+	}, {
+		Name: "tcp-listener", Unit: "servers", Channel: "tcp",
+		Summary: "servers that listen on 127.0.0.1 and do not accept, each with a router child whose connection lies in the accept queue",
+		Outcome: "every router wakes: its connection is reset",
+		build:   func(b *builder, n int) { b.trees(n, b.tcpQueued(loopback4)...) },
+	}, {
+		Name: "tcp6-listener", Unit: "servers", Channel: "tcp",
+		Summary: "the same over ::1",
+		Outcome: "every router wakes",
+		needs:   needIPv6,
+		build:   func(b *builder, n int) { b.trees(n, b.tcpQueued(loopback6)...) },
+	}, {
+		Name: "tcp-connect", Unit: "servers", Channel: "tcp",
+		Summary: "servers that listen on 127.0.0.1 with a full accept queue, each with a router child in connect",
+		Outcome: "every router wakes, some time later: when it sends its SYN again, and it is refused",
+		Late:    true,
+		Unpredictable: "a connection that was not let into the accept queue is in no list of the listener's; " +
+			"it learns of the death from its next SYN, one second to a minute later",
+		build: buildTCPConnect,
+	}, {
+		Name: "udp", Unit: "servers", Channel: "other", Quiet: true,
+		Summary: "servers with a UDP socket on 127.0.0.1, each with a router child whose own is connected to it: in read, ppoll or epoll_pwait",
+		Outcome: "nobody wakes: nothing is sent when a UDP socket closes",
+		build:   buildUDP,
+	},
+}
+
+// loopback is an address family and a socket address with port 0.
+type loopback struct {
+	family  int
+	address []byte
+}
+
+var (
+	loopback4 = loopback{unix.AF_INET, append(append(shorts(unix.AF_INET, 0), 127, 0, 0, 1), make([]byte, 8)...)}
+	loopback6 = loopback{unix.AF_INET6, append(append(shorts(unix.AF_INET6, 0, 0, 0), make([]byte, 15)...), 1, 0, 0, 0, 0)}
+)
+
+func needIPv6() error {
+	fd, err := unix.Socket(unix.AF_INET6, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		defer unix.Close(fd)
+		err = unix.Bind(fd, &unix.SockaddrInet6{Addr: [16]byte{15: 1}})
+	}
+	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
+		return fmt.Errorf("::1: %w (IPv6 is off here: CONFIG_IPV6, net.ipv6.conf.lo.disable_ipv6, and lo up)", err)
+	}
+	return err
+}
+
+// bind gives a socket a free port of the loopback interface, and puts its
+// address where connect finds it.
+func (b *builder) bind(fd int, at loopback) {
+	b.must(regTemp, unix.SYS_BIND, reg(fd), imm(b.constant(at.address)), imm(len(at.address)))
+	b.name(fd)
+}
+
+// tcpConnection makes a listener in regFD and a connection to it in regIn.
+func (b *builder) tcpConnection(at loopback, backlog int) {
+	b.socket(regFD, at.family, unix.SOCK_STREAM)
+	b.smallBuffers(regFD)
+	b.bind(regFD, at)
+	b.must(regTemp, unix.SYS_LISTEN, reg(regFD), imm(backlog))
+	b.socket(regIn, at.family, unix.SOCK_STREAM)
+	b.smallBuffers(regIn)
+	b.connect(regIn)
+}
+
+func (b *builder) tcpPairs(at loopback) []*node {
+	pair := func() {
+		b.tcpConnection(at, 1)
+		b.must(regOut, unix.SYS_ACCEPT4, reg(regFD), imm(0), imm(0), imm(unix.SOCK_CLOEXEC))
+		b.closeFD(regFD)
+	}
+	unread := func() {
+		pair()
+		b.must(regTemp, unix.SYS_SENDTO, reg(regIn), imm(b.base()), imm(1), imm(0), imm(0), imm(0))
+	}
+	receiving := b.receiving(regIn)
+	fill := func() { b.fill(regIn) }
+	kinds := b.pairs(pair, dies("server"), append(receiving, b.sending(regIn, fill, func() { b.send(regIn) })...)...)
+	return append(kinds, b.pairs(unread, dies("server"), way{"reader of an unread one", receiving[0].wait})...)
+}
+
+func (b *builder) tcpQueued(at loopback) []*node {
+	return b.pairs(func() {
+		b.tcpConnection(at, 1)
+		b.add(regOut, reg(regFD), imm(0))
+	}, dies("server"), b.receiving(regIn)...)
+}
+
+func buildTCPConnect(b *builder, n int) {
+	b.trees(n, &node{
+		comm: Target, role: "server",
+		// Room for one, and that one is the server's own.
+		open: func() {
+			b.tcpConnection(loopback4, 0)
+			b.add(regOut, reg(regFD), imm(0))
+		},
+		children: []*node{{
+			role: "connecting", wakes: dies("server"),
+			open: func() {
+				b.closeFD(regOut)
+				b.closeFD(regIn)
+				b.socket(regIn, unix.AF_INET, unix.SOCK_STREAM)
+			},
+			wait: func() { b.blockInConnect(regIn) },
+		}},
+	})
+}
+
+func buildUDP(b *builder, n int) {
+	b.trees(n, b.pairs(func() {
+		b.socket(regOut, unix.AF_INET, unix.SOCK_DGRAM)
+		b.bind(regOut, loopback4)
+		b.socket(regIn, unix.AF_INET, unix.SOCK_DGRAM)
+		b.connect(regIn)
+	}, nil, b.receiving(regIn)...)...)
+}
