@@ -2,9 +2,7 @@ package storm
 
 import (
 	"context"
-	"maps"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -80,6 +78,14 @@ func gone(pid int) bool {
 	return err != nil || st.dead()
 }
 
+// supported skips a topology that this kernel or caller cannot stage.
+func supported(t *testing.T, topology *Topology) {
+	t.Helper()
+	if err := topology.Supported(); err != nil {
+		t.Skip(err)
+	}
+}
+
 func TestEveryTopologyIsAsleepAndNamed(t *testing.T) {
 	for _, topology := range Topologies {
 		t.Run(topology.Name, func(t *testing.T) {
@@ -106,159 +112,6 @@ func TestEveryTopologyIsAsleepAndNamed(t *testing.T) {
 				if got, err := blockedIn(p.PID); err == nil && got != want {
 					t.Errorf("%s %d is in system call %d, want %d", p.Comm, p.PID, got, want)
 				}
-			}
-		})
-	}
-}
-
-// What the marks say after a kill must be what the topology's own wait
-// conditions say, whoever dies.
-func TestMarksTellWhoWoke(t *testing.T) {
-	for _, topology := range Topologies {
-		if topology.Restless {
-			continue
-		}
-		for _, victims := range []struct {
-			name string
-			of   func(*Storm) []Proc
-		}{
-			{"first target", func(s *Storm) []Proc { return s.Targets()[:1] }},
-			{"all targets but the last", func(s *Storm) []Proc { return s.Targets()[:len(s.Targets())-1] }},
-			{"all targets", (*Storm).Targets},
-			{"all but the targets", func(s *Storm) []Proc {
-				return s.procs(func(i int) bool { return s.members[i].comm != Target })
-			}},
-		} {
-			t.Run(topology.Name+"/"+victims.name, func(t *testing.T) {
-				supported(t, &topology)
-				s := start(t, Options{Topology: topology.Name, Processes: 9})
-				killAndCompare(t, s, victims.of(s))
-			})
-		}
-	}
-}
-
-// killAndCompare kills members one after the other, and compares each time who
-// has woken with who should have.
-func killAndCompare(t *testing.T, s *Storm, victims []Proc) {
-	t.Helper()
-	dead, woken := map[int]bool{}, map[int]bool{}
-	var outcome Outcome
-	for _, p := range victims {
-		kill(t, s, []Proc{p})
-		dead[p.PID] = true
-		outcome = s.After(dead)
-		for _, w := range outcome.Woken {
-			woken[w.PID] = true
-		}
-		if s.topology.Late && len(dead) < len(victims) {
-			continue
-		}
-		eventually(t, "exactly the expected processes have woken", func() bool {
-			return asExpected(pids(s.Woken()), woken, outcome.OneOf)
-		})
-	}
-	for _, p := range outcome.Killed {
-		eventually(t, "a process that dies of it is gone", func() bool { return gone(p.PID) })
-		dead[p.PID] = true
-	}
-	settle(t, s, dead)
-	if got := pids(s.Woken()); !asExpected(got, woken, outcome.OneOf) {
-		t.Errorf("woken %v, want %v, and one of each of %v", got, woken, outcome.OneOf)
-	}
-	alive, err := s.Alive()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if want := len(s.members) - len(dead); len(alive) != want {
-		t.Errorf("%d members live, want %d", len(alive), want)
-	}
-}
-
-// asExpected compares the woken with those who should be, and one of each group.
-func asExpected(got, want map[int]bool, oneOf [][]Proc) bool {
-	for _, group := range oneOf {
-		n := 0
-		for _, p := range group {
-			if got[p.PID] {
-				n++
-				delete(got, p.PID)
-			}
-		}
-		if n != 1 {
-			return false
-		}
-	}
-	return equal(got, want)
-}
-
-// supported skips a topology that this kernel or caller cannot stage.
-func supported(t *testing.T, topology *Topology) {
-	t.Helper()
-	if err := topology.Supported(); err != nil {
-		t.Skip(err)
-	}
-}
-
-// settle waits until every survivor sleeps: then nobody is on the way to its
-// mark.
-func settle(t testing.TB, s *Storm, dead map[int]bool) {
-	t.Helper()
-	for i, p := range s.Processes() {
-		eventually(t, "the survivors sleep", func() bool {
-			st, err := readStat(p.PID)
-			return dead[p.PID] || (err == nil && (st.state == 'S' || st.state == s.members[i].state))
-		})
-	}
-}
-
-// Waiters that die first must not mark anything: the other way in which the
-// truth could lie.
-func TestWaitersFirstWakesNobody(t *testing.T) {
-	for _, topology := range Topologies {
-		if topology.Mutual || topology.Restless {
-			continue
-		}
-		t.Run(topology.Name, func(t *testing.T) {
-			supported(t, &topology)
-			s := start(t, Options{Topology: topology.Name, Processes: 9})
-			dead := map[int]bool{}
-			for left := s.Processes(); len(left) > 0; {
-				i := slices.IndexFunc(left, func(p Proc) bool { return harmless(s, dead, p) })
-				if i < 0 {
-					t.Fatalf("each of %v would wake somebody", left)
-				}
-				kill(t, s, left[i:i+1])
-				dead[left[i].PID] = true
-				left = slices.Delete(left, i, i+1)
-			}
-			if woken := s.Woken(); len(woken) != 0 {
-				t.Errorf("%v woke", woken)
-			}
-		})
-	}
-}
-
-// harmless reports whether nobody runs or dies when p follows those in dead.
-func harmless(s *Storm, dead map[int]bool, p Proc) bool {
-	more := maps.Clone(dead)
-	more[p.PID] = true
-	o := s.After(more)
-	return len(o.Woken) == 0 && len(o.OneOf) == 0 && len(o.Killed) == 0
-}
-
-func TestDependentsOfTheTargets(t *testing.T) {
-	for name, want := range map[string]int{
-		"smtp": 9 + 2, "pipeline": 8, "fanin": 1, "herd": 9, "mutual": 5,
-		"epoll": 9, "poll": 9, "chain": 0, "forker": 0, "sleepers": 0,
-	} {
-		t.Run(name, func(t *testing.T) {
-			s := start(t, Options{Topology: name, Processes: 9})
-			if got := len(s.Dependents()); got != want {
-				t.Errorf("%d dependents, want %d", got, want)
-			}
-			if all := len(s.Targets()) + len(s.Dependents()); all != len(s.Processes()) {
-				t.Errorf("targets and dependents are %d of %d processes", all, len(s.Processes()))
 			}
 		})
 	}

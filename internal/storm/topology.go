@@ -55,6 +55,7 @@ func (t *Topology) Supported() error {
 var Topologies = slices.Concat(
 	pipeTopologies,
 	unixTopologies,
+	childTopologies,
 	tcpTopologies,
 )
 
