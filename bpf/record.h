@@ -92,9 +92,10 @@ struct sleeper_record {
 	__u64 link_id; /* see VIA_* */
 	__u64 start_ns;
 	__s32 tgid;
+	__u32 events; /* EPOLL* that end the wait; plain: 0 */
 	__u8 via;
 	__u8 exclusive;
-	__u8 pad[2];
+	__u8 pad[6];
 	char comm[COMM_LEN]; /* for those outside the reader's namespace */
 };
 
@@ -122,6 +123,7 @@ struct link_record {
 #define LINK_LOCK_FILE 4 /* from a lock to its owner, a file */
 #define LINK_LOCK_WAITER 5 /* from a blocked request to the queue of who waits for it */
 #define LINK_LOCK_BLOCKED 6 /* from a lock or a blocked request to the queue behind it */
+#define LINK_ROOM 7 /* from an object to a queue, for those there who wait to send */
 
 /* What a walk could not read. */
 struct walk_counts {

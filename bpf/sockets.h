@@ -10,6 +10,7 @@
 #define AF_INET 2
 #define AF_INET6 10
 #define SOCK_STREAM 1
+#define SOCK_DGRAM 2
 #define SOCK_SEQPACKET 5
 #define IPPROTO_TCP 6
 #define TCP_ESTABLISHED 1
@@ -26,20 +27,23 @@ static __always_inline __u64 push_socket_queue(struct sock *sk)
 	return wq ? push_queue((void *)wq + bpf_core_field_offset(struct socket_wq, wait)) : 0;
 }
 
-/* unix_release_sock() wakes who waits for room in the socket, and the users of
- * its peer where it is connected. */
+/* unix_release_sock() wakes who waits for room in the socket, the users of its
+ * peer where it is connected, and with the datagrams that it drops those who
+ * wait until these were read. */
 static __always_inline void fill_unix(struct descriptor_record *r, struct sock *sk, short type)
 {
 	struct unix_sock *u = (void *)sk;
 	struct sock *peer = BPF_CORE_READ(u, peer);
+	void *received = (void *)sk + bpf_core_field_offset(struct sock, sk_receive_queue);
 
 	r->kind = OBJECT_UNIX;
 	if (peer && (type == SOCK_STREAM || type == SOCK_SEQPACKET))
 		r->wakes[0] = push_socket_queue(peer);
 	r->wakes[1] = push_queue((void *)u + bpf_core_field_offset(struct unix_sock, peer_wq.wait));
 	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN)
-		push_list((void *)sk + bpf_core_field_offset(struct sock, sk_receive_queue),
-			  r->object_id, LIST_UNIX_BACKLOG);
+		push_list(received, r->object_id, LIST_UNIX_BACKLOG);
+	else if (type == SOCK_DGRAM)
+		push_list(received, r->object_id, LIST_DATAGRAMS);
 }
 
 /* A listener takes the connections that it has not accepted with it. */
@@ -57,6 +61,26 @@ static __always_inline __u64 mix(__u64 hash, __u64 value)
 {
 	hash = (hash ^ value) * 0x9e3779b97f4a7c15ULL;
 	return hash ^ hash >> 29;
+}
+
+/* A datagram that was not read counts as its sender's. Who waits to send is woken
+ * when a quarter of the send buffer or less is full (unix_writable). */
+static __always_inline void emit_datagram(void *at)
+{
+	struct sk_buff *skb = at - bpf_core_field_offset(struct sk_buff, next);
+	struct sock *sender = BPF_CORE_READ(skb, sk);
+	__u64 pair = mix((__u64)sender, walk.queue.owner);
+	__u64 queue;
+	__u8 one = 1;
+
+	if (BPF_CORE_READ(sender, __sk_common.skc_family) != AF_UNIX ||
+	    BPF_CORE_READ(sender, sk_wmem_alloc.refs.counter) * 4 <=
+		    BPF_CORE_READ(sender, sk_sndbuf) ||
+	    bpf_map_update_elem(&visited, &pair, &one, BPF_NOEXIST))
+		return;
+	queue = push_socket_queue(sender);
+	if (queue)
+		emit_link(LINK_ROOM, walk.queue.owner, queue, 0);
 }
 
 /* One end of a connection; IPv4 addresses are mapped to IPv6. */

@@ -78,6 +78,10 @@ typedef struct {
 } atomic64_t;
 typedef atomic64_t atomic_long_t;
 
+typedef struct {
+	atomic_t refs;
+} refcount_t;
+
 typedef struct { /* v6.13, 90ee6ed776c0: replaces file.f_count */
 	atomic_long_t refcnt;
 } file_ref_t;
@@ -144,6 +148,7 @@ struct poll_wqueues { /* poll and select: leads from the entry to the task */
 
 struct poll_table_entry {
 	struct file *filp; /* the wait holds a reference */
+	unsigned int key; /* events that end the wait */
 	wait_queue_entry_t wait;
 	wait_queue_head_t *wait_address;
 };
@@ -211,7 +216,7 @@ struct sock_common {
 
 struct sk_buff {
 	struct sk_buff *next;
-	struct sock *sk; /* in a listener's backlog: the socket that nobody accepted yet */
+	struct sock *sk; /* the sender; in a backlog the socket that nobody accepted yet */
 };
 
 struct sk_buff_head {
@@ -225,6 +230,8 @@ struct socket_wq {
 struct sock {
 	struct sock_common __sk_common;
 	struct sk_buff_head sk_receive_queue;
+	refcount_t sk_wmem_alloc; /* bytes sent and not yet read by the other side */
+	int sk_sndbuf;
 	__u16 sk_protocol;
 	struct socket_wq *sk_wq; /* in the socket, none until accepted */
 };

@@ -28,6 +28,7 @@ const volatile __u64 sleepers_per_queue = 32768;
 #define LIST_BLOCKED 3 /* the requests behind one lock */
 #define LIST_UNIX_BACKLOG 4 /* connections that a listener has not accepted */
 #define LIST_TCP_BACKLOG 5
+#define LIST_DATAGRAMS 6 /* that a socket has not read */
 
 struct queue {
 	__u64 head; /* address of the list head */
@@ -130,8 +131,8 @@ static __always_inline bool looks_like_task(struct task_struct *p)
  * entry leads to its task. An entry of poll or of epoll is part of a record that
  * names the queue again, and poll's record leads to a task, too.
  */
-static __always_inline struct task_struct *poll_task(struct wait_queue_entry *entry, void *whead,
-						     __u64 *file_id)
+static __always_inline struct task_struct *poll_task(struct sleeper_record *r,
+						     struct wait_queue_entry *entry, void *whead)
 {
 	struct poll_table_entry *pte =
 		(void *)entry - bpf_core_field_offset(struct poll_table_entry, wait);
@@ -141,7 +142,8 @@ static __always_inline struct task_struct *poll_task(struct wait_queue_entry *en
 	if (!pwq || BPF_CORE_READ(pte, wait_address) != whead)
 		return 0;
 	task = BPF_CORE_READ(pwq, polling_task);
-	*file_id = (__u64)BPF_CORE_READ(pte, filp);
+	r->link_id = (__u64)BPF_CORE_READ(pte, filp);
+	r->events = BPF_CORE_READ(pte, key);
 	return looks_like_task(task) ? task : 0;
 }
 
@@ -166,7 +168,8 @@ static __always_inline void emit_epoll(struct sleeper_record *r, struct epitem *
 {
 	struct eventpoll *ep = BPF_CORE_READ(item, ep);
 
-	if (!(BPF_CORE_READ(item, event.events) & ~EP_PRIVATE_BITS))
+	r->events = BPF_CORE_READ(item, event.events) & ~EP_PRIVATE_BITS;
+	if (!r->events)
 		return;
 	r->via = VIA_EPOLL;
 	r->link_id = push_queue((void *)ep + bpf_core_field_offset(struct eventpoll, wq));
@@ -224,7 +227,7 @@ static __always_inline void emit_entry(struct wait_queue_entry *entry)
 		return;
 	}
 	if (!looks_like_task(task)) {
-		task = poll_task(entry, whead, &r.link_id);
+		task = poll_task(&r, entry, whead);
 		r.via = task ? VIA_POLL : VIA_OTHER;
 	} else if (walk.queue.kind == LIST_CHILD_WAITERS) {
 		child_waiter(&r, entry);

@@ -29,6 +29,9 @@ static __always_inline void emit_element(void *at)
 	case LIST_TCP_BACKLOG:
 		emit_tcp_backlog(at);
 		break;
+	case LIST_DATAGRAMS:
+		emit_datagram(at);
+		break;
 	default:
 		emit_entry(at - bpf_core_field_offset(struct wait_queue_entry, entry));
 	}

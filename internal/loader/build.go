@@ -181,6 +181,7 @@ const (
 	linkLockFile
 	linkLockWaiter
 	linkLockBlocked
+	linkRoom
 )
 
 func (b *snapshotBuilder) addLinks(links []snapshotLinkRecord) {
@@ -190,6 +191,10 @@ func (b *snapshotBuilder) addLinks(links []snapshotLinkRecord) {
 		case linkQueue:
 			if obj, ok := b.object[l.From]; ok {
 				b.link(obj, l.To)
+			}
+		case linkRoom:
+			if obj, ok := b.object[l.From]; ok {
+				b.link(obj, l.To|sendersOnly)
 			}
 		case linkKey:
 			if obj, ok := b.object[l.From]; ok {

@@ -1,6 +1,10 @@
 package loader
 
-import "github.com/bpfkill/bpfkill/internal/waitgraph"
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
+)
 
 // How an entry is queued, beyond [waitgraph.Via]: VIA_* of bpf/record.h.
 const (
@@ -43,12 +47,28 @@ func (b *snapshotBuilder) addSleepers(recs []snapshotSleeperRecord) {
 	visit := make(map[uint64]bool, len(b.queue))
 	for i := range recs { // maps have no order
 		id := recs[i].QueueId
-		if obj, ok := b.queue[id]; ok && !visit[id] {
-			visit[id] = true
-			b.addQueue(&q, obj, id, waitgraph.ViaPlain)
+		for _, id := range [...]uint64{id, id | sendersOnly} {
+			if obj, ok := b.queue[id]; ok && !visit[id] {
+				visit[id] = true
+				b.addQueue(&q, obj, id, waitgraph.ViaPlain)
+			}
 		}
 		b.addChildWait(&recs[i])
 	}
+}
+
+// sendersOnly marks the name of a queue, which is even, where only those on it
+// count who wait for room to send.
+const sendersOnly = 1
+
+// sends reports whether an entry waits for room to send. Who waits for data to
+// read queues exclusively (__skb_wait_for_more_packets), who waits for room
+// does not (sock_wait_for_wmem).
+func (r *snapshotSleeperRecord) sends() bool {
+	if r.Via == uint8(waitgraph.ViaPlain) {
+		return r.Exclusive == 0
+	}
+	return r.Events&unix.EPOLLOUT != 0
 }
 
 // addQueue adds the sleepers of one queue to an object, and those of the queues
@@ -59,8 +79,9 @@ func (b *snapshotBuilder) addQueue(q *queues, obj int32, id uint64, through wait
 	}
 	q.depth++
 	defer func() { q.depth-- }()
-	for _, r := range q.entries[id] {
+	for _, r := range q.entries[id&^sendersOnly] {
 		switch {
+		case id&sendersOnly != 0 && !r.sends():
 		case r.Via == viaEpoll:
 			b.addQueue(q, obj, r.LinkId, waitgraph.ViaEpoll)
 		case r.Via == viaRelay:

@@ -91,9 +91,10 @@ type snapshotSleeperRecord struct {
 	LinkId    uint64
 	StartNs   uint64
 	Tgid      int32
+	Events    uint32
 	Via       uint8
 	Exclusive uint8
-	Pad       [2]uint8
+	Pad       [6]uint8
 	Comm      [16]int8
 }
 

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/bpfkill/bpfkill/internal/nstest"
+	"github.com/bpfkill/bpfkill/internal/report"
+	"github.com/bpfkill/bpfkill/internal/storm"
+)
+
+// TestPredictsWhoWakes compares the bystanders of a plan that kills the targets
+// alone with who wakes when just these die, as the topology itself says. Nobody
+// is killed.
+func TestPredictsWhoWakes(t *testing.T) {
+	nstest.Require(t)
+	for _, topology := range storm.Topologies {
+		if topology.Restless {
+			continue
+		}
+		t.Run(topology.Name, func(t *testing.T) {
+			if err := topology.Supported(); err != nil {
+				t.Skip(err)
+			}
+			if topology.Unpredictable != "" {
+				t.Skip("cannot be predicted: " + topology.Unpredictable)
+			}
+			s := stage(t, topology.Name, 9)
+			o := runBpfkill(t, "--target", storm.Target, "--dependents", "none", "--dry-run", "--output", "json")
+			if o.status != exitGone {
+				t.Fatalf("exit status %d, stderr %q", o.status, o.stderr)
+			}
+			comparePrediction(t, s, &topology, &o.report.Plan)
+		})
+	}
+}
+
+func comparePrediction(t *testing.T, s *storm.Storm, topology *storm.Topology, plan *report.Plan) {
+	t.Helper()
+	dead := map[int]bool{}
+	for _, p := range s.Targets() {
+		dead[p.PID] = true
+	}
+	predicted := map[int32]report.Bystander{}
+	for _, b := range plan.Bystanders {
+		predicted[b.PID] = b
+	}
+	out := s.After(dead)
+	may := slices.Concat(append(out.OneOf, out.Woken, out.Stirred, out.Killed)...)
+	for _, p := range may {
+		b, ok := predicted[int32(p.PID)]
+		switch {
+		case !ok:
+			t.Errorf("%s %s[%d] will wake, and the plan does not know", p.Role, p.Comm, p.PID)
+		case b.Channel != topology.Channel:
+			t.Errorf("%s %s[%d] will wake through %s, the plan says %s", p.Role, p.Comm, p.PID, topology.Channel, b.Channel)
+		}
+		delete(predicted, int32(p.PID))
+	}
+	for _, p := range s.Processes() {
+		if b, ok := predicted[int32(p.PID)]; ok {
+			t.Errorf("%s %s[%d] will not wake, but the plan says so (%s, %s)", p.Role, p.Comm, p.PID, b.Channel, b.Source)
+		}
+	}
+	if u := plan.Unaccounted; len(u) != 0 {
+		t.Errorf("unaccounted: %+v", u)
+	}
+}
