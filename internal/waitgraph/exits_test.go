@@ -1,0 +1,166 @@
+package waitgraph
+
+import (
+	"fmt"
+	"reflect"
+	"slices"
+	"testing"
+)
+
+// family is three processes, each the child of the one before, in one session
+// and one process group; the first is the init of the namespace. Nobody waits
+// for anything yet.
+func family() *Snapshot {
+	s := &Snapshot{Processes: people(3)}
+	for p := range s.Processes {
+		s.Processes[p].PGID, s.Processes[p].SID = 100, 100
+		s.Kin = append(s.Kin, Kin{Parent: int32(p - 1), Tracer: -1, ExitSignal: sigCHLD, ExitQueue: -1, SignalQueue: -1})
+	}
+	s.Processes[0].NamespaceInit = true
+	return s
+}
+
+// catches makes a process one that SIGCHLD, say, interrupts.
+func catches(s *Snapshot, p int, sig int32) {
+	s.Processes[p].SIGCHLD = SignalCaught
+	s.Processes[p].Accepted = s.Processes[p].Accepted.With(sig)
+	s.Processes[p].Interruptible = s.Processes[p].Interruptible.With(sig)
+}
+
+// sleepsOn puts a process on a new object that is nothing but a queue.
+func sleepsOn(s *Snapshot, p int32) int32 {
+	s.Objects = append(s.Objects, Object{})
+	o := int32(len(s.Objects) - 1)
+	s.Sleepers = append(s.Sleepers, Sleeper{Object: o, Process: p, File: -1})
+	return o
+}
+
+func waitsFor(s *Snapshot, w ChildWait) { s.ChildWaits = append(s.ChildWaits, w) }
+
+// say writes sources as "channel: holders -> waiters", in a fixed order.
+func say(sources []Source) []string {
+	out := []string{}
+	for _, src := range sources {
+		out = append(out, fmt.Sprintf("%v: %v -> %v", src.Channel, src.Holders, src.Waiters))
+	}
+	slices.Sort(out)
+	return out
+}
+
+// TestExits has one row for each rule of who is told of an exit.
+func TestExits(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*Snapshot)
+		want   []string
+	}{
+		{"nobody waits", func(*Snapshot) {}, nil},
+		{"wait for any child", func(s *Snapshot) { waitsFor(s, ChildWait{Process: 1, Child: -1}) },
+			[]string{"child: [2] -> [1]"}},
+		{"wait for that child", func(s *Snapshot) { waitsFor(s, ChildWait{Process: 1, Child: 2}) },
+			[]string{"child: [2] -> [1]"}},
+		{"wait for another child", func(s *Snapshot) { waitsFor(s, ChildWait{Process: 1, Child: 0}) }, nil},
+		{"wait for the group", func(s *Snapshot) { waitsFor(s, ChildWait{Process: 1, Child: -1, PGID: 100}) },
+			[]string{"child: [2] -> [1]"}},
+		{"wait for another group", func(s *Snapshot) { waitsFor(s, ChildWait{Process: 1, Child: -1, PGID: 7}) }, nil},
+		{"SIGCHLD is caught", func(s *Snapshot) { catches(s, 1, sigCHLD) }, []string{"child: [2] -> [1]"}},
+		{"SIGCHLD is caught by one that runs", func(s *Snapshot) {
+			catches(s, 1, sigCHLD)
+			s.Processes[1].State = 'R'
+		}, nil},
+		{"SIGCHLD is ignored", func(s *Snapshot) {
+			catches(s, 1, sigCHLD)
+			s.Processes[1].SIGCHLD = SignalIgnored
+		}, nil},
+		{"another signal than SIGCHLD is sent", func(s *Snapshot) {
+			catches(s, 1, sigCHLD)
+			s.Kin[2].ExitSignal = sigHUP
+		}, nil},
+		{"SIGCHLD is blocked, and read through signalfd", func(s *Snapshot) {
+			s.Processes[1].Accepted = s.Processes[1].Accepted.With(sigCHLD)
+			s.Kin[1].SignalQueue = sleepsOn(s, 1)
+		}, []string{"child: [2] -> [1]"}},
+		{"signalfd where the signal is ignored by default", func(s *Snapshot) {
+			s.Kin[1].SignalQueue = sleepsOn(s, 1)
+		}, nil},
+		{"init adopts", func(s *Snapshot) { catches(s, 0, sigCHLD) },
+			[]string{"child: [1 2] -> [0]", "child: [1] -> [0]"}},
+		{"a subreaper adopts before init does", func(s *Snapshot) {
+			s.Processes = append(s.Processes, people(4)[3])
+			s.Processes[3].PGID, s.Processes[3].SID = 100, 100
+			s.Kin = append(s.Kin, Kin{Parent: 2, Tracer: -1, ExitSignal: sigCHLD, ExitQueue: -1, SignalQueue: -1})
+			s.Kin[1].Subreaper = true
+			catches(s, 0, sigCHLD)
+			catches(s, 1, sigCHLD)
+		}, []string{"child: [1 2 3] -> [0]", "child: [1 2] -> [0]", "child: [1] -> [0]", "child: [2 3] -> [1]", "child: [2] -> [1]"}},
+		{"a zombie is told of again when its parent goes", func(s *Snapshot) {
+			zombie(s, 2)
+			catches(s, 0, sigCHLD)
+		}, []string{"child: [1] -> [0]", "child: [1] -> [0]"}},
+		{"the tracer is told, and the parent once the tracer is gone", func(s *Snapshot) {
+			s.Kin[2].Tracer = 0
+			catches(s, 1, sigCHLD)
+			waitsFor(s, ChildWait{Process: 0, Child: 2})
+		}, []string{"child: [0 2] -> [1]", "child: [2] -> [0]"}},
+		{"a stopped tracee is let go", func(s *Snapshot) {
+			s.Kin[2].Tracer = 1
+			s.Processes[2].State = 't'
+		}, []string{"signal: [1] -> [2]"}},
+		{"a tracee that runs is not", func(s *Snapshot) { s.Kin[2].Tracer = 1 }, nil},
+		{"a tracee dies with its tracer", func(s *Snapshot) { s.Kin[2].Tracer, s.Kin[2].KilledByTracer = 1, true },
+			[]string{"signal: [1] -> [2]"}},
+		{"pidfd", func(s *Snapshot) { s.Kin[2].ExitQueue = sleepsOn(s, 0) }, []string{"pidfd: [2] -> [0]"}},
+		{"vfork", func(s *Snapshot) {
+			s.Kin[2].Vfork = true
+			s.Processes[1].State = 'D'
+		}, []string{"child: [2] -> [1]"}},
+		{"parent-death signal", func(s *Snapshot) {
+			s.Processes[2].ParentDeathSignal = 15
+			s.Processes[2].Interruptible = s.Processes[2].Interruptible.With(15)
+		}, []string{"parent-death: [1] -> [2]"}},
+		{"parent-death signal, ignored", func(s *Snapshot) { s.Processes[2].ParentDeathSignal = 15 }, nil},
+		{"session leader with a foreground group", func(s *Snapshot) {
+			s.Kin[1].Foreground = 100
+			s.Processes[2].Interruptible = s.Processes[2].Interruptible.With(sigHUP)
+		}, []string{"pty: [1] -> [2]"}},
+		{"stopped job: its shell goes", func(s *Snapshot) {
+			s.Processes[2].PGID, s.Processes[2].State = 102, 'T'
+		}, []string{"signal: [1] -> [2]"}},
+		{"stopped job with a member whose parent is in it", func(s *Snapshot) {
+			s.Processes = append(s.Processes, people(4)[3])
+			s.Kin = append(s.Kin, Kin{Parent: 2, Tracer: -1, ExitQueue: -1, SignalQueue: -1})
+			for p := 2; p < 4; p++ {
+				s.Processes[p].PGID, s.Processes[p].SID, s.Processes[p].State = 102, 100, 'T'
+			}
+		}, []string{"signal: [1] -> [2 3]", "signal: [2] -> [3]"}},
+		{"stopped job that is orphaned already", func(s *Snapshot) {
+			s.Processes[2].PGID, s.Processes[2].SID, s.Processes[2].State = 102, 102, 'T'
+		}, nil},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := family()
+			test.change(s)
+			got, want := say(New(s).Sources), append([]string{}, test.want...)
+			slices.Sort(want)
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("sources %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// TestLinks: the end of a socket wakes who sleeps on its peer, not on itself.
+func TestLinks(t *testing.T) {
+	s := &Snapshot{Processes: people(3),
+		Objects:     []Object{{Channel: ChannelUnix, Name: "unix:[1]", Writers: 1}, {Channel: ChannelUnix, Name: "unix:[2]", Writers: 1}, {}},
+		Files:       []File{{Object: 0, End: EndOpen, Refs: 1}, {Object: 1, End: EndOpen, Refs: 1}},
+		Descriptors: []Descriptor{open(0, 0, 3), open(1, 1, 3)},
+		Sleepers:    []Sleeper{asleep(1, ViaPlain), asleep(2, ViaPlain)},
+		Links:       []Link{{From: 0, To: 1}, {From: 1, To: 0}, {From: 0, To: 2}},
+	}
+	s.Sleepers[0].Object, s.Sleepers[1].Object = 1, 2
+	want := []Source{{Channel: ChannelUnix, Name: "unix:[1]", Holders: []int32{0}, Waiters: []int32{1, 2}}}
+	if got := New(s).Sources; !reflect.DeepEqual(got, want) {
+		t.Errorf("sources %+v, want %+v", got, want)
+	}
+}
