@@ -1,0 +1,234 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/bpfkill/bpfkill/internal/nstest"
+	"github.com/bpfkill/bpfkill/internal/report"
+	"github.com/bpfkill/bpfkill/internal/storm"
+)
+
+// accuracy compares what plans predict with what kills measure, by channel.
+type accuracy struct {
+	rows    map[string]*accuracyRow
+	details []string
+}
+
+type accuracyRow struct {
+	kills                                 int
+	predicted, measured, missed, spurious int
+	reason                                string // why it cannot be predicted
+}
+
+// The bar: nobody wakes of whom the plan knew nothing, and at most one in a
+// hundred of those whom it named sleeps on.
+const maxSpuriousPercent = 1
+
+// wokenThrough names one process and the channel that wakes it.
+type wokenThrough struct {
+	pid     int32
+	channel string
+}
+
+// add compares one kill's bystanders. The test process itself is left out: it
+// runs, and so may or may not be asleep when it is told of a child's exit.
+func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report) {
+	name := topology.Channel
+	if topology.Unpredictable != "" {
+		name = topology.Name
+	}
+	rows := func(channel string) *accuracyRow {
+		if channel == topology.Channel {
+			channel = name
+		}
+		if a.rows == nil {
+			a.rows = map[string]*accuracyRow{}
+		}
+		if a.rows[channel] == nil {
+			a.rows[channel] = &accuracyRow{}
+		}
+		return a.rows[channel]
+	}
+	row := rows(topology.Channel)
+	row.kills++
+	row.reason = topology.Unpredictable
+
+	self := int32(os.Getpid())
+	predicted, measured := map[wokenThrough]bool{}, map[wokenThrough]bool{}
+	for _, b := range r.Plan.Bystanders {
+		if b.PID != self {
+			predicted[wokenThrough{b.PID, b.Channel}] = true
+		}
+	}
+	for _, w := range r.Result.Wakes {
+		key := wokenThrough{w.PID, w.Channel}
+		if w.PID == self || w.Killed || measured[key] {
+			continue
+		}
+		measured[key] = true
+		rows(w.Channel).measured++
+		if !predicted[key] {
+			rows(w.Channel).missed++
+			a.detail(topology, "%s: %s[%d] woke through %s, the plan did not know", what, w.Comm, w.PID, w.Channel)
+		}
+	}
+	for key := range predicted {
+		rows(key.channel).predicted++
+		if !measured[key] {
+			rows(key.channel).spurious++
+			a.detail(topology, "%s: process %d did not wake through %s, the plan said it would", what, key.pid, key.channel)
+		}
+	}
+}
+
+func (a *accuracy) detail(topology *storm.Topology, format string, args ...any) {
+	const most = 40
+	if topology.Unpredictable == "" && len(a.details) < most {
+		a.details = append(a.details, fmt.Sprintf(format, args...))
+	}
+}
+
+// String is a table with a row for each channel, and for each topology that
+// cannot be predicted.
+func (a *accuracy) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%-22s %6s %10s %10s %8s %9s\n", "channel", "kills", "predicted", "measured", "missed", "spurious")
+	names := make([]string, 0, len(a.rows))
+	for name := range a.rows {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		r := a.rows[name]
+		fmt.Fprintf(&b, "%-22s %6d %10d %10d %8d %9d", name, r.kills, r.predicted, r.measured, r.missed, r.spurious)
+		if r.reason != "" {
+			fmt.Fprintf(&b, "  cannot be predicted: %s", r.reason)
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// check fails the test where the bar is missed.
+func (a *accuracy) check(t *testing.T) {
+	t.Helper()
+	for name, r := range a.rows {
+		if r.reason != "" {
+			continue
+		}
+		if r.missed > 0 {
+			t.Errorf("%s: %d of %d measured wakes were not predicted", name, r.missed, r.measured)
+		}
+		if 100*r.spurious > maxSpuriousPercent*r.predicted {
+			t.Errorf("%s: %d of %d predicted wakes did not come", name, r.spurious, r.predicted)
+		}
+	}
+	for _, d := range a.details {
+		t.Log(d)
+	}
+}
+
+// numbers reads a list of numbers from the environment.
+func numbers(t *testing.T, variable string, otherwise ...int) []int {
+	t.Helper()
+	text := os.Getenv(variable)
+	if text == "" {
+		return otherwise
+	}
+	var out []int
+	for _, part := range strings.Split(text, ",") {
+		n, err := strconv.Atoi(part)
+		if err != nil || n < 1 {
+			t.Fatalf("%s=%s: want positive numbers", variable, text)
+		}
+		out = append(out, n)
+	}
+	return out
+}
+
+// TestAccuracy kills the targets of every topology and compares who was said to
+// wake with who did. A short form is part of every test run; make accuracy sets
+// ACCURACY_RUNS, ACCURACY_SIZES and ACCURACY_BUSY for the long one.
+func TestAccuracy(t *testing.T) {
+	nstest.Require(t)
+	runs := numbers(t, "ACCURACY_RUNS", 1)[0]
+	sizes := numbers(t, "ACCURACY_SIZES", 6)
+	loads := []string{"idle"}
+	if os.Getenv("ACCURACY_BUSY") == "1" {
+		loads = append(loads, "busy")
+	}
+	only := os.Getenv("ACCURACY_TOPOLOGY")
+	var a accuracy
+	for _, load := range loads {
+		t.Run(load, func(t *testing.T) {
+			if load == "busy" {
+				burn(t)
+			}
+			for i := range storm.Topologies {
+				topology := &storm.Topologies[i]
+				if topology.Restless || topology.Supported() != nil || only != "" && only != topology.Name {
+					continue
+				}
+				for _, size := range sizes {
+					for range runs {
+						measureOne(t, &a, topology, size, load)
+					}
+				}
+			}
+		})
+	}
+	t.Logf("\n%s", &a)
+	a.check(t)
+}
+
+func measureOne(t *testing.T, a *accuracy, topology *storm.Topology, size int, load string) {
+	t.Helper()
+	what := fmt.Sprintf("%s/%d/%s", topology.Name, size, load)
+	s := stage(t, topology.Name, size)
+	o := runBpfkill(t, "--target", storm.Target, "--dependents", "none", "--timeout", "2m", "--output", "json")
+	if o.status != exitGone {
+		t.Errorf("%s: exit status %d, stderr %q", what, o.status, o.stderr)
+		return
+	}
+	if lost := o.report.Result.LostEvents; lost != 0 {
+		t.Errorf("%s: %d events lost", what, lost)
+	}
+	a.add(topology, what, &o.report)
+	if err := s.Stop(); err != nil {
+		t.Error(err)
+	}
+}
+
+const burnVariable = "BPFKILL_TEST_BURN"
+
+// burn keeps every CPU busy until the end of the test.
+func burn(t *testing.T) {
+	t.Helper()
+	for range runtime.NumCPU() {
+		cmd := exec.Command(os.Args[0], "-test.run=^TestBurn$")
+		cmd.Env = append(os.Environ(), burnVariable+"=1")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			cmd.Process.Kill()
+			cmd.Wait()
+		})
+	}
+}
+
+// TestBurn is the process that burn starts.
+func TestBurn(t *testing.T) {
+	if os.Getenv(burnVariable) == "" {
+		t.Skip("runs only as a child that keeps a CPU busy")
+	}
+	for {
+	}
+}
