@@ -16,7 +16,8 @@
 
 /* A walk visits at most FANOUT^4 entries, all queues behind one descriptor
  * together. Each level is a global function: the verifier checks it once,
- * whatever the loop around it, on kernels without bpf_loop (before v5.17). */
+ * whatever the loop around it, on kernels without bpf_loop (before v5.17). The
+ * loops must stay loops: the verifier follows each call for its stack depth. */
 #define FANOUT 32
 #define WALK_RETRIES 4
 const volatile __u64 sleepers_per_queue = 32768;

@@ -94,6 +94,7 @@ __attribute__((noinline)) int walk_steps(void)
 {
 	int i;
 
+#pragma clang loop unroll(disable)
 	for (i = 0; i < FANOUT; i++)
 		if (walk_step())
 			return 1;
@@ -104,6 +105,7 @@ __attribute__((noinline)) int walk_steps2(void)
 {
 	int i;
 
+#pragma clang loop unroll(disable)
 	for (i = 0; i < FANOUT; i++)
 		if (walk_steps())
 			return 1;
@@ -114,6 +116,7 @@ __attribute__((noinline)) int walk_steps3(void)
 {
 	int i;
 
+#pragma clang loop unroll(disable)
 	for (i = 0; i < FANOUT; i++)
 		if (walk_steps2())
 			return 1;
@@ -124,6 +127,7 @@ __attribute__((noinline)) int walk_pending(void)
 {
 	int i;
 
+#pragma clang loop unroll(disable)
 	for (i = 0; i < FANOUT; i++)
 		if (walk_steps3())
 			return 1;
