@@ -129,9 +129,19 @@ func (b *builder) prologue(comm string) {
 // a process does once awake is not the storm's subject, and a storm whose
 // members exited would have no survivors to look at.
 func (b *builder) block(number uintptr, args ...arg) {
+	b.ready(number)
+	b.try(regTemp, number, args...)
+	b.awake()
+}
+
+// ready marks the process ready to block in a system call.
+func (b *builder) ready(number uintptr) {
 	b.blocked = int(number)
 	b.store(reg(regSlot), slotReady, imm(1))
-	b.try(regTemp, number, args...)
+}
+
+// awake is what a process does when its blocking call has returned.
+func (b *builder) awake() {
 	b.store(reg(regSlot), slotWoken, imm(1))
 	b.store64(reg(regSlot), slotValue, reg(regTemp))
 	if b.opts.MemBytes > 0 {
@@ -139,6 +149,29 @@ func (b *builder) block(number uintptr, args ...arg) {
 	}
 	b.forever()
 }
+
+// blockInVfork forks a child and blocks until that has ended. Unlike vfork's own,
+// the child has memory of its own.
+func (b *builder) blockInVfork(child label, slot arg) {
+	b.state = 'D'
+	b.ready(unix.SYS_CLONE)
+	b.emit(opFork, regTemp, 0, at(child), slot, imm(unix.CLONE_VFORK|int(unix.SIGCHLD)))
+	b.awake()
+}
+
+// thread starts a thread that runs what body emits, which must not end.
+func (b *builder) thread(body func()) {
+	start, past := b.newLabel(), b.newLabel()
+	b.must(regPtr, unix.SYS_MMAP, imm(0), imm(threadStack), imm(unix.PROT_READ|unix.PROT_WRITE),
+		imm(unix.MAP_PRIVATE|unix.MAP_ANONYMOUS), imm(^uintptr(0)), imm(0))
+	b.emit(opThread, regTemp, 0, at(start), reg(regPtr), imm(threadStack))
+	b.jump(past)
+	b.place(start)
+	body()
+	b.place(past)
+}
+
+const threadStack = 64 << 10
 
 // turn waits until those that this process comes after are asleep.
 func (b *builder) turn() {

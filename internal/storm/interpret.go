@@ -167,8 +167,18 @@ func interpret(b *birth) {
 			}
 			r[o.dst&15] = n
 		case opFork:
-			if born(v[1]) {
+			if born(v[1], v[2]) {
 				pc, r[regSlot] = v[0], v[1]
+			}
+		case opThread:
+			// The bottom of the stack is as good a place as any to hand over.
+			other := (*birth)(pointer(v[1]))
+			other.script = v[0]
+			for i := 0; i < registers; i++ {
+				other.regs[i] = r[i&15]
+			}
+			if n := int(cloneThread(threadFlags, v[1]+v[2], v[1])); n < 0 {
+				fail(r[regSlot], unix.SYS_CLONE, uintptr(-n))
 			}
 		case opStore:
 			poke(v[0]+v[1], uint32(v[2]))
@@ -203,8 +213,8 @@ func interpret(b *birth) {
 //go:noinline
 //go:norace
 //go:nocheckptr
-func born(slot uintptr) bool {
-	pid, _, e := syscall.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+func born(slot, flags uintptr) bool {
+	pid, _, e := syscall.RawSyscall6(unix.SYS_CLONE, flags, 0, 0, 0, 0, 0)
 	child := e == 0 && pid == 0
 	if slot == 0 {
 		return child // too short-lived to be recorded
@@ -220,6 +230,23 @@ func born(slot uintptr) bool {
 	poke(slot+slotPID, uint32(pid))
 	return child
 }
+
+// threadFlags make a thread as pthread_create does, but for thread-local memory:
+// a script has none.
+const threadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND |
+	unix.CLONE_THREAD | unix.CLONE_SYSVSEM
+
+// cloneThread makes a thread that calls threadMain with birth, and returns its id
+// or a negative errno.
+func cloneThread(flags, stackTop, birth uintptr) uintptr
+
+// threadMain is where a new thread begins, on a stack of its own.
+//
+//go:nosplit
+//go:noinline
+//go:norace
+//go:nocheckptr
+func threadMain(b uintptr) { interpret((*birth)(pointer(b))) }
 
 // fill writes incompressible words: zram must not swap them for free.
 //

@@ -17,7 +17,8 @@ type opcode uint32
 const (
 	opSyscall   opcode = iota // dst = number(args 1..5 or 6); see op.number
 	opMust                    // the same; an error is recorded and ends the process
-	opFork                    // fork: the child continues at args[0] with slot args[1]
+	opFork                    // fork: the child continues at args[0] with slot args[1]; flags args[2]
+	opThread                  // a thread that continues at args[0], on the stack of args[2] bytes at args[1]
 	opStore                   // *(uint32 *)(args[0] + args[1]) = args[2]
 	opStore64                 // *(uint64 *)(args[0] + args[1]) = args[2]
 	opLoad                    // dst = *(int32 *)(args[0] + args[1])
@@ -156,11 +157,13 @@ func (a *assembler) must(dst int, number uintptr, args ...arg) {
 	a.emit(opMust, dst, number, args...)
 }
 
-func (a *assembler) fork(child label, slot arg) { a.emit(opFork, regTemp, 0, at(child), slot) }
-func (a *assembler) closeFD(r int)              { a.must(regTemp, unix.SYS_CLOSE, reg(r)) }
-func (a *assembler) jump(l label)               { a.emit(opJump, regTemp, 0, at(l)) }
-func (a *assembler) jumpZero(r int, l label)    { a.emit(opJumpZero, regTemp, 0, reg(r), at(l)) }
-func (a *assembler) jumpMinus(r int, l label)   { a.emit(opJumpMinus, regTemp, 0, reg(r), at(l)) }
+func (a *assembler) fork(child label, slot arg) {
+	a.emit(opFork, regTemp, 0, at(child), slot, imm(unix.SIGCHLD))
+}
+func (a *assembler) closeFD(r int)            { a.must(regTemp, unix.SYS_CLOSE, reg(r)) }
+func (a *assembler) jump(l label)             { a.emit(opJump, regTemp, 0, at(l)) }
+func (a *assembler) jumpZero(r int, l label)  { a.emit(opJumpZero, regTemp, 0, reg(r), at(l)) }
+func (a *assembler) jumpMinus(r int, l label) { a.emit(opJumpMinus, regTemp, 0, reg(r), at(l)) }
 
 func (a *assembler) add(dst int, x, y arg)           { a.emit(opAdd, dst, 0, x, y) }
 func (a *assembler) store(base arg, off int, v arg)  { a.emit(opStore, regTemp, 0, base, imm(off), v) }

@@ -56,6 +56,7 @@ var Topologies = slices.Concat(
 	pipeTopologies,
 	unixTopologies,
 	childTopologies,
+	orphanTopologies,
 	tcpTopologies,
 )
 

@@ -20,7 +20,12 @@ type node struct {
 	wakes []when
 	// after is the role that must be asleep before this one goes on to wait;
 	// empty for none.
-	after    string
+	after string
+	// vfork makes its parent wait in vfork for its end, after the parent's
+	// other forks and in place of any other blocking call.
+	vfork bool
+	// thread has it forked by a second thread of its parent, which then sleeps.
+	thread   bool
 	children []*node
 }
 
@@ -108,14 +113,19 @@ func (b *builder) life(nd *node, t *treeScript) {
 	if nd.open != nil {
 		nd.open()
 	}
+	var vforked *node
 	for _, c := range nd.children {
-		b.add(regNext, reg(regHome), imm(t.first[c]*slotSize))
-		if c.count() == 1 {
-			b.fork(t.start[c], reg(regNext))
-			continue
+		switch {
+		case c.vfork:
+			vforked = c
+		case c.thread:
+			b.thread(func() {
+				b.bearChild(c, t)
+				b.forever()
+			})
+		default:
+			b.bearChild(c, t)
 		}
-		b.add(regCount, imm(c.count()), imm(0))
-		b.forkMany(t.start[c], regNext, regCount)
 	}
 	if nd.shut != nil {
 		nd.shut()
@@ -125,11 +135,26 @@ func (b *builder) life(nd *node, t *treeScript) {
 		b.turn()
 	}
 	b.state = 0
-	if nd.wait != nil {
+	switch {
+	case vforked != nil:
+		b.add(regNext, reg(regHome), imm(t.first[vforked]*slotSize))
+		b.blockInVfork(t.start[vforked], reg(regNext))
+	case nd.wait != nil:
 		nd.wait()
-	} else {
+	default:
 		b.accept()
 	}
+}
+
+// bearChild forks one child, or all of a node that stands for many.
+func (b *builder) bearChild(c *node, t *treeScript) {
+	b.add(regNext, reg(regHome), imm(t.first[c]*slotSize))
+	if c.count() == 1 {
+		b.fork(t.start[c], reg(regNext))
+		return
+	}
+	b.add(regCount, imm(c.count()), imm(0))
+	b.forkMany(t.start[c], regNext, regCount)
 }
 
 // tree plans the members of one tree and has its root forked.
