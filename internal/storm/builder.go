@@ -73,7 +73,8 @@ type builder struct {
 	members []member
 	direct  []direct
 	pipes   int
-	groups  int // of wakes of which one happens
+	fifos   bool // the owner opens FIFOs, not pipes
+	groups  int  // of wakes of which one happens
 	// blocked is the call that the last script ends in, and state what its
 	// process is in there.
 	blocked int

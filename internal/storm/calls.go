@@ -20,6 +20,11 @@ func (b *builder) read(fd int) {
 	b.block(unix.SYS_READ, reg(fd), imm(b.scratch+scratchBuffer), imm(8))
 }
 
+// write blocks in a write that is larger than the room for it.
+func (b *builder) write(fd, size int) {
+	b.block(unix.SYS_WRITE, reg(fd), imm(b.base()), imm(size))
+}
+
 // accept waits for a connection on a socket that nobody knows.
 func (b *builder) accept() {
 	b.socket(regFD, unix.AF_UNIX, unix.SOCK_STREAM)

@@ -149,7 +149,7 @@ func (s *Storm) stage() error {
 // forkAll forks the direct children. Of the pipes that they inherit, each end
 // is open here only from its first user to its last.
 func (s *Storm) forkAll(b *builder, zero uintptr, null int) error {
-	ends := newPipeEnds(b.pipes, b.direct)
+	ends := newPipeEnds(b)
 	defer ends.closeAll()
 	for n, d := range b.direct {
 		in, err := ends.get(d.in, 0)
@@ -190,57 +190,6 @@ func (s *Storm) forkAll(b *builder, zero uintptr, null int) error {
 }
 
 const forkRemedy = "raise ulimit -u, the cgroup's pids.max or kernel.pid_max, or stage fewer"
-
-// pipeEnds opens pipes for their first user and closes ends after their last.
-type pipeEnds struct {
-	fds  [][2]int // 0 where not open
-	last [][2]int // index of the last user of each end
-}
-
-func newPipeEnds(n int, users []direct) *pipeEnds {
-	p := &pipeEnds{fds: make([][2]int, n), last: make([][2]int, n)}
-	for i, d := range users {
-		if d.in >= 0 {
-			p.last[d.in][0] = i
-		}
-		if d.out >= 0 {
-			p.last[d.out][1] = i
-		}
-	}
-	return p
-}
-
-// get returns one end of a pipe, or 0 for no pipe.
-func (p *pipeEnds) get(pipe, side int) (int, error) {
-	if pipe < 0 {
-		return 0, nil
-	}
-	if p.fds[pipe] == [2]int{} {
-		if err := unix.Pipe2(p.fds[pipe][:], unix.O_CLOEXEC); err != nil {
-			return 0, fmt.Errorf("create a pipe: %w", err)
-		}
-	}
-	return p.fds[pipe][side], nil
-}
-
-func (p *pipeEnds) release(user int, d direct) {
-	for side, pipe := range [2]int{d.in, d.out} {
-		if pipe >= 0 && p.last[pipe][side] == user {
-			unix.Close(p.fds[pipe][side])
-			p.fds[pipe][side] = 0
-		}
-	}
-}
-
-func (p *pipeEnds) closeAll() {
-	for _, pair := range p.fds {
-		for _, fd := range pair {
-			if fd != 0 {
-				unix.Close(fd)
-			}
-		}
-	}
-}
 
 var children struct {
 	sync.Mutex

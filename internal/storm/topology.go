@@ -54,6 +54,8 @@ func (t *Topology) Supported() error {
 // Topologies are all there are, by name, for tests to iterate over.
 var Topologies = slices.Concat(
 	pipeTopologies,
+	epollTopologies,
+	endTopologies,
 	unixTopologies,
 	childTopologies,
 	orphanTopologies,

@@ -1,0 +1,177 @@
+package storm
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+var endTopologies = []Topology{
+	{
+		Name: "pipe-writer", Unit: "servers", Channel: "pipe",
+		Summary: "servers that hold the read end of a pipe, each with a router child that finds it full: in write, ppoll or epoll_pwait",
+		Outcome: "every router wakes: nobody reads any more",
+		build:   func(b *builder, n int) { b.trees(n, b.writers(0)...) },
+	}, {
+		Name: "packet-pipe", Unit: "servers", Channel: "pipe",
+		Summary: "servers, each with a router child at the other end of a pipe that keeps packets apart (O_DIRECT), reading or writing",
+		Outcome: "every router wakes",
+		build: func(b *builder, n int) {
+			readers := b.pairs(func() { b.pipeWith(regIn, regOut, unix.O_DIRECT) }, dies("server"), b.receiving(regIn)...)
+			b.trees(n, append(readers, b.writers(unix.O_DIRECT)...)...)
+		},
+	}, {
+		Name: "fifo", Unit: "servers", Channel: "fifo",
+		Summary: "servers, each with a router child at the other end of a FIFO, reading or writing",
+		Outcome: "every router wakes",
+		build:   buildFIFO,
+	}, {
+		Name: "in-flight", Unit: "servers", Channel: "pipe", Quiet: true,
+		Summary: "servers that sent the only write end of a router child's pipe into a socket, whose other end a second child holds and does not read",
+		Outcome: "nobody wakes: the write end lies in the socket; a reader wakes when who holds that dies",
+		build:   func(b *builder, n int) { b.trees(n, b.inFlight(false)) },
+	}, {
+		Name: "in-flight-lost", Unit: "servers", Channel: "pipe",
+		Summary:       "the same, and the server alone holds both ends of the socket",
+		Outcome:       "every router wakes: the socket and what lies in it go with the server",
+		Unpredictable: "the write end is in no descriptor table, only in a message on a socket's queue",
+		build:         func(b *builder, n int) { b.trees(n, b.inFlight(true)) },
+	}, {
+		Name: "io_uring-held", Unit: "servers", Channel: "pipe",
+		Summary:       "servers that registered the write end of a router child's pipe with an io_uring, and closed it",
+		Outcome:       "every router wakes, when a worker of the kernel's has taken the ring apart",
+		Late:          true,
+		Unpredictable: "a ring's files are in no descriptor table, and it is not the dying process that lets them go",
+		needs:         needIOUring,
+		build: func(b *builder, n int) {
+			b.trees(n, &node{
+				comm: Target, role: "server",
+				open: func() { b.pipe(regIn, regOut) },
+				shut: func() { b.closeFD(regIn); b.ringHolds(regOut); b.closeFD(regOut) },
+				children: []*node{{
+					role: "reader", wakes: dies("server"),
+					open: func() { b.closeFD(regOut) },
+					wait: func() { b.read(regIn) },
+				}},
+			})
+		},
+	},
+}
+
+// writers are pairs of a server and one who writes to a full pipe from it. Here
+// the child's end, in regIn, is the write end.
+func (b *builder) writers(flags int) []*node {
+	return b.pairs(func() { b.pipeWith(regOut, regIn, flags) }, dies("server"), b.writing(regIn)...)
+}
+
+// writing are the ways of one who waits for room in a pipe.
+func (b *builder) writing(fd int) []way {
+	// The smallest pipe has one page.
+	page := unix.Getpagesize()
+	fill := func() {
+		b.ignore(unix.SIGPIPE)
+		b.must(regTemp, unix.SYS_FCNTL, reg(fd), imm(unix.F_SETPIPE_SZ), imm(page))
+		b.must(regTemp, unix.SYS_WRITE, reg(fd), imm(b.base()), imm(page))
+	}
+	return b.sending(fd, fill, func() { b.write(fd, page) })
+}
+
+func buildFIFO(b *builder, n int) {
+	server := func(own, others int, w way) *node {
+		return &node{
+			comm: Target, role: "server",
+			shut: func() { b.closeFD(others) },
+			children: []*node{{
+				role: w.role, wakes: dies("server"),
+				open: func() { b.closeFD(own) },
+				wait: w.wait,
+			}},
+		}
+	}
+	var kinds []*node
+	for _, w := range b.receiving(regIn) {
+		kinds = append(kinds, server(regOut, regIn, w))
+	}
+	for _, w := range b.writing(regOut) {
+		kinds = append(kinds, server(regIn, regOut, w))
+	}
+	b.trees(n, kinds...)
+	b.pipes, b.fifos = n, true
+	for i := range b.direct {
+		b.direct[i].in, b.direct[i].out = i, i
+	}
+}
+
+// inFlight is a server whose reader's write end it has put into a socket. lost
+// says that it keeps that socket to itself.
+func (b *builder) inFlight(lost bool) *node {
+	wakes := dies("keeper")
+	if lost {
+		wakes = dies("server")
+	}
+	root := &node{
+		comm: Target, role: "server",
+		open: func() {
+			b.pipe(regIn, regOut)
+			b.socketPair(regIn2, regOut2, unix.SOCK_STREAM)
+			b.sendDescriptor(regIn2, regOut)
+			b.closeFD(regOut)
+		},
+		shut: func() { b.closeFD(regIn) },
+		children: []*node{{
+			role: "reader", wakes: wakes,
+			open: func() { b.closeFD(regIn2); b.closeFD(regOut2) },
+			wait: func() { b.read(regIn) },
+		}},
+	}
+	if !lost {
+		root.shut = func() { b.closeFD(regIn); b.closeFD(regOut2) }
+		root.children = append(root.children, &node{
+			role: "keeper",
+			open: func() { b.closeFD(regIn); b.closeFD(regIn2) },
+		})
+	}
+	return root
+}
+
+// sendDescriptor sends fd and a byte over a socket.
+func (b *builder) sendDescriptor(over, fd int) {
+	long := binary.NativeEndian.AppendUint64
+	iovec := b.constant(long(long(nil, uint64(b.base())), 1))
+	// struct cmsghdr, and the descriptor after it.
+	control := imm(b.scratch + scratchControl)
+	b.store64(control, 0, imm(20))
+	b.store(control, 8, imm(unix.SOL_SOCKET))
+	b.store(control, 12, imm(unix.SCM_RIGHTS))
+	b.store(control, 16, reg(fd))
+	var header []byte
+	for _, word := range []uintptr{0, 0, iovec, 1, b.scratch + scratchControl, 24, 0} {
+		header = long(header, uint64(word))
+	}
+	b.must(regTemp, unix.SYS_SENDMSG, reg(over), imm(b.constant(header)), imm(0))
+}
+
+const ioringRegisterFiles = 2
+
+func needIOUring() error {
+	var params [120]byte // struct io_uring_params
+	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 1, uintptr(unsafe.Pointer(&params)), 0)
+	switch {
+	case errno == 0:
+		return unix.Close(int(fd))
+	case errors.Is(errno, unix.ENOSYS), errors.Is(errno, unix.EPERM):
+		return fmt.Errorf("io_uring: %w (Linux 5.1 or later with CONFIG_IO_URING, and not forbidden by kernel.io_uring_disabled)", errno)
+	}
+	return fmt.Errorf("io_uring: %w", errno)
+}
+
+// ringHolds sets up an io_uring and registers a descriptor with it.
+func (b *builder) ringHolds(fd int) {
+	b.must(regFD, unix.SYS_IO_URING_SETUP, imm(1), imm(b.scratch+scratchStruct))
+	b.store(imm(b.scratch), scratchPipe, reg(fd))
+	b.must(regTemp, unix.SYS_IO_URING_REGISTER, reg(regFD), imm(ioringRegisterFiles), imm(b.scratch+scratchPipe), imm(1))
+	// The accept that follows wants the register; the descriptor stays.
+}
