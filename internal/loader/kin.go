@@ -54,7 +54,7 @@ func (b *snapshotBuilder) addProcess(r *snapshotProcessRecord, page uint64) {
 	case r.Flags&processThread != 0:
 		if known {
 			p := &b.snap.Processes[proc]
-			p.Accepted, p.Interruptible = p.Accepted|r.accepted(), p.Interruptible|r.interruptible()
+			p.Accepted, p.Interruptible, p.Deadly = p.Accepted|r.accepted(), p.Interruptible|r.interruptible(), p.Deadly|r.deadly()
 		}
 		return
 	case known, r.Pid == 0 && r.Flags&processOutside == 0:
@@ -105,10 +105,10 @@ func (b *snapshotBuilder) hangup(m terminalMaster) {
 		return
 	}
 	p := &b.snap.Processes[leader]
-	if p.State != 'T' && (p.State != 'S' || !p.Interruptible.Has(sigHUP) && !p.Interruptible.Has(sigCONT)) {
+	if p.State != 'T' && !p.Deadly.Has(sigHUP) && (p.State != 'S' || !p.Interruptible.Has(sigHUP) && !p.Interruptible.Has(sigCONT)) {
 		return
 	}
-	o := b.newObject(waitgraph.Object{})
+	o := b.newObject(waitgraph.Object{Deadly: p.Deadly.Has(sigHUP)})
 	b.snap.Links = append(b.snap.Links, waitgraph.Link{From: m.object, To: o})
 	b.snap.Sleepers = append(b.snap.Sleepers, waitgraph.Sleeper{
 		Object: o, Process: leader, Via: waitgraph.ViaSignal, File: -1,
@@ -186,6 +186,26 @@ func (r *snapshotProcessRecord) interruptible() (set waitgraph.SignalSet) {
 		}
 	}
 	return set
+}
+
+// deadly are those among them whose default action ends the process.
+func (r *snapshotProcessRecord) deadly() (set waitgraph.SignalSet) {
+	if r.Flags&processInit != 0 {
+		return 0 // the kernel drops them
+	}
+	interruptible := r.interruptible()
+	for sig, what := range r.signals() {
+		if interruptible.Has(sig) && what&signalCaught == 0 && !stopsByDefault(sig) {
+			set = set.With(sig)
+		}
+	}
+	return set
+}
+
+// stopsByDefault is SIG_KERNEL_STOP_MASK of the kernel.
+func stopsByDefault(sig int32) bool {
+	const sigSTOP, sigTTOU = 19, 22
+	return sig >= sigSTOP && sig <= sigTTOU
 }
 
 // ignoredByDefault is SIG_KERNEL_IGNORE_MASK of the kernel.

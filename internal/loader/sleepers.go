@@ -18,6 +18,7 @@ const (
 // queues are the entries of wait queues, by queue.
 type queues struct {
 	entries map[uint64][]*snapshotSleeperRecord
+	turns   map[uint64]int32 // by queue, of those where the first sleeper takes the wake
 	depth   int
 }
 
@@ -32,7 +33,7 @@ func (b *snapshotBuilder) addSleepers(recs []snapshotSleeperRecord) {
 		entry, queue, link uint64
 	}
 	seen := make(map[queued]bool, len(recs))
-	q := queues{entries: make(map[uint64][]*snapshotSleeperRecord)}
+	q := queues{entries: make(map[uint64][]*snapshotSleeperRecord), turns: make(map[uint64]int32)}
 	for i := range recs {
 		r := &recs[i]
 		key := queued{entry: r.EntryId, queue: r.QueueId}
@@ -88,14 +89,26 @@ func (b *snapshotBuilder) addQueue(q *queues, obj int32, id uint64, through wait
 			b.addQueue(q, obj, r.LinkId, through)
 		case r.Via >= viaChild:
 		case through == waitgraph.ViaPlain:
-			b.addSleeper(obj, r, waitgraph.Via(r.Via))
+			b.addSleeper(obj, r, waitgraph.Via(r.Via), 0)
 		default:
-			b.addSleeper(obj, r, through)
+			b.addSleeper(obj, r, through, q.turn(r))
 		}
 	}
 }
 
-func (b *snapshotBuilder) addSleeper(obj int32, r *snapshotSleeperRecord, via waitgraph.Via) {
+// turn is not 0 for a sleeper on an epoll instance: it takes the wake, and the
+// next one on the same instance sleeps on (ep_poll_callback).
+func (q *queues) turn(r *snapshotSleeperRecord) int32 {
+	if r.Exclusive == 0 {
+		return 0
+	}
+	if q.turns[r.QueueId] == 0 {
+		q.turns[r.QueueId] = int32(len(q.turns) + 1)
+	}
+	return q.turns[r.QueueId]
+}
+
+func (b *snapshotBuilder) addSleeper(obj int32, r *snapshotSleeperRecord, via waitgraph.Via, turn int32) {
 	if r.Tgid == 0 {
 		b.snap.Incomplete.Callbacks++
 		return
@@ -108,6 +121,6 @@ func (b *snapshotBuilder) addSleeper(obj int32, r *snapshotSleeperRecord, via wa
 	}
 	b.snap.Sleepers = append(b.snap.Sleepers, waitgraph.Sleeper{
 		Object: obj, Process: b.outsider(taskKey{r.Tgid, r.StartNs}, comm(r.Comm[:])),
-		Via: via, Exclusive: r.Exclusive != 0, File: file,
+		Via: via, Exclusive: r.Exclusive != 0, File: file, Turn: turn,
 	})
 }

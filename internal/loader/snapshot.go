@@ -276,6 +276,7 @@ func (r *snapshotProcessRecord) process(page uint64) waitgraph.Process {
 		ParentDeathSignal: r.PdeathSignal,
 		Accepted:          r.accepted(),
 		Interruptible:     r.interruptible(),
+		Deadly:            r.deadly(),
 		KernelThread:      r.Flags&processKernel != 0,
 		NamespaceInit:     r.Flags&processInit != 0,
 	}

@@ -12,6 +12,8 @@ const (
 	fires                         // all are, and all are accounted for
 	soft                          // all that were found are, but some were not found
 	unaccounted                   // as in the graph
+	partly                        // some holder dies of the kill without being in it
+	follows                       // fires, but for those
 )
 
 // killSet is the set of processes to kill, and what follows for each source.
@@ -25,7 +27,8 @@ type killSet struct {
 	under  []int32 // by process: its nearest target ancestor, or -1; only under DependentsDescendants
 	state  []uint8 // by source
 	alive  []int32 // by source: holders outside the kill set
-	fired  []int32 // sources that fire, in the order found
+	fired  []int32 // sources that fire or follow, in the order found
+	lost   []bool  // by process: outside the set, and dies of it; nil: nobody
 	size   int
 }
 
@@ -136,9 +139,29 @@ func (k *killSet) settle(s int32) {
 	case k.alive[s] > 0:
 	case k.state[s]&unaccounted != 0:
 		k.state[s] |= soft
+	case k.state[s]&partly != 0:
+		k.state[s] |= follows
+		k.fired = append(k.fired, s)
 	default:
 		k.state[s] |= fires
 		k.fired = append(k.fired, s)
+	}
+}
+
+// lose notes that p dies of a signal that source s sends: what it holds goes,
+// too, though not by our hand. Its place in the order is nobody's to choose.
+func (k *killSet) lose(p int32) {
+	if k.lost == nil {
+		k.lost = make([]bool, len(k.in))
+	}
+	if k.lost[p] || k.g.Processes[p].NamespaceInit {
+		return
+	}
+	k.lost[p] = true
+	for _, s := range k.g.Held(p) {
+		k.alive[s]--
+		k.state[s] |= partly
+		k.settle(s)
 	}
 }
 
@@ -146,17 +169,32 @@ func (k *killSet) settle(s int32) {
 func (k *killSet) close() {
 	for i := 0; i < len(k.fired); i++ { // grows meanwhile
 		for _, w := range k.g.Waiters(k.fired[i]) {
-			if k.in[w] || !k.joins(w, k.fired[i]) {
-				continue
-			}
-			k.in[w], k.cause[w] = true, k.fired[i]
-			k.size++
-			for _, s := range k.g.Held(w) {
-				k.alive[s]--
-				k.state[s] |= held
-				k.settle(s)
+			switch {
+			case k.in[w]:
+			case k.joins(w, k.fired[i]):
+				k.join(w, k.fired[i])
+			case k.g.Sources[k.fired[i]].Deadly:
+				k.lose(w)
 			}
 		}
+	}
+}
+
+// join adds a dependent because of source s.
+func (k *killSet) join(p, s int32) {
+	k.in[p], k.cause[p] = true, s
+	k.size++
+	if k.lost != nil && k.lost[p] { // what it holds is gone already
+		k.lost[p] = false
+		for _, s := range k.g.Held(p) {
+			k.state[s] |= held
+		}
+		return
+	}
+	for _, s := range k.g.Held(p) {
+		k.alive[s]--
+		k.state[s] |= held
+		k.settle(s)
 	}
 }
 

@@ -1,6 +1,10 @@
 package plan
 
-import "github.com/bpfkill/bpfkill/internal/waitgraph"
+import (
+	"slices"
+
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
+)
 
 // Make plans the kill of targets, which are indexes into g.Processes in any
 // order. A target that must not be killed (protected, a kernel thread, the
@@ -41,9 +45,9 @@ func (k *killSet) describe(p *Plan) {
 		for _, s := range k.g.Waits(w) {
 			state := k.state[s]
 			if k.in[w] || state&held != 0 {
-				p.Conditions = append(p.Conditions, Condition{Wait{w, s}, state&fires != 0})
+				p.Conditions = append(p.Conditions, Condition{Wait{w, s}, state&(fires|follows) != 0})
 			}
-			if !k.in[w] && state&fires != 0 {
+			if !k.in[w] && state&(fires|follows) != 0 && k.takesTurn(w, s) {
 				p.Bystanders = append(p.Bystanders, Bystander{Wait{w, s}, k.g.Processes[w].SwapBytes})
 				woken = true
 			}
@@ -58,4 +62,20 @@ func (k *killSet) describe(p *Plan) {
 			p.Predicted.Wakes++
 		}
 	}
+}
+
+// takesTurn reports whether s wakes w: of those who take turns only the first
+// that lives.
+func (k *killSet) takesTurn(w, s int32) bool {
+	for _, group := range k.g.Turns(s) {
+		for _, p := range group {
+			if p == w {
+				return true
+			}
+			if !k.in[p] && slices.Contains(group, w) {
+				return false
+			}
+		}
+	}
+	return true
 }

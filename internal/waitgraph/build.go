@@ -56,6 +56,7 @@ func New(s *Snapshot) *Graph {
 	if s.Kin != nil {
 		newExits(b, s).all()
 	}
+	g.turns = b.turns
 	g.Sources, g.holders, g.waiters = b.sources, b.holders, b.waiters
 	for i := range g.Sources {
 		g.Sources[i].Holders = g.holders.row(int32(i))
@@ -72,13 +73,17 @@ type builder struct {
 	descriptors []Descriptor
 	alive       []bool // by process: a zombie neither holds nor waits
 
+	objects []Object
+
 	sources          []Source
 	holders, waiters rows
+	turns            map[int32][][]int32
 
-	// Scratch. explained goes by file of the current object; plain counts its
+	// Scratch. explained goes by file of the object explainedOf; plain counts its
 	// plain sleepers, by process; seen is the last file for which a process
 	// was counted, plus one.
 	explained   []int64
+	explainedOf int32 // object, plus one
 	plain, seen []int32
 	keys        []uint64
 	gathered    []sleeper
@@ -87,6 +92,7 @@ type builder struct {
 func newBuilder(s *Snapshot) *builder {
 	b := &builder{
 		descriptors: s.Descriptors,
+		objects:     s.Objects,
 		alive:       make([]bool, len(s.Processes)),
 		plain:       make([]int32, len(s.Processes)),
 		seen:        make([]int32, len(s.Processes)),
@@ -117,46 +123,100 @@ func (b *builder) object(o int32, obj *Object) {
 	if len(v.sleepers) == 0 && len(v.links) == 0 {
 		return
 	}
-	explained := false
 	for _, side := range sides(obj.Channel) {
-		holders := b.appendHolders(side.end, v)
-		waiters := b.appendWaiters(holders, b.woken(obj, v))
-		if len(waiters) == 0 {
-			continue
+		b.side(o, obj, v, side, false)
+		if b.linksToDeadly(v) {
+			b.side(o, obj, v, side, true)
 		}
-		if !explained {
-			b.explain(v)
-			explained = true
-		}
-		src := Source{Channel: obj.Channel, Name: obj.Name}
-		b.account(&src, obj.counted(side.end), side.end, v)
-		if len(holders) == 0 && !src.Unaccounted {
-			// The side is gone, or goes without anybody's death.
-			if src.Counted = obj.counted(side.end); src.Counted == 0 {
-				continue
-			}
-			src.Unaccounted = true
-		}
-		if side.suffix != "" {
-			src.Name += side.suffix
-		}
-		b.add(src, holders, waiters)
 	}
 }
 
-// woken collects the sleepers whom the end of obj wakes.
-func (b *builder) woken(obj *Object, v view) []sleeper {
+// side appends the source that is the loss of one side of object o.
+func (b *builder) side(o int32, obj *Object, v view, side side, deadly bool) {
+	holders := b.appendHolders(side.end, v)
+	sleepers := b.woken(obj, v, deadly)
+	waiters := b.appendWaiters(holders, sleepers)
+	if len(waiters) == 0 {
+		return
+	}
+	src := Source{Channel: obj.Channel, Name: obj.Name, Deadly: deadly}
+	if b.explainedOf != o+1 {
+		b.explain(v)
+		b.explainedOf = o + 1
+	}
+	b.account(&src, obj.counted(side.end), side.end, v)
+	if len(holders) == 0 && !src.Unaccounted {
+		// The side is gone, or goes without anybody's death.
+		if src.Counted = obj.counted(side.end); src.Counted == 0 {
+			return
+		}
+		src.Unaccounted = true
+	}
+	if side.suffix != "" {
+		src.Name += side.suffix
+	}
+	b.takeTurns(sleepers, waiters)
+	b.add(src, holders, waiters)
+}
+
+func (b *builder) linksToDeadly(v view) bool {
+	return slices.ContainsFunc(v.links, func(to int32) bool { return b.objects[to].Deadly })
+}
+
+// woken collects the sleepers whom the end of obj wakes: those who only wake, or
+// those who die of it.
+func (b *builder) woken(obj *Object, v view, deadly bool) []sleeper {
 	if wakesItself(obj.Channel) {
 		return v.sleepers
 	}
-	if len(v.links) == 1 {
-		return b.sleepersOf(v.links[0])
-	}
 	b.gathered = b.gathered[:0]
 	for _, to := range v.links {
-		b.gathered = append(b.gathered, b.sleepersOf(to)...)
+		if b.objects[to].Deadly == deadly {
+			b.gathered = append(b.gathered, b.sleepersOf(to)...)
+		}
 	}
 	return b.gathered
+}
+
+// takeTurns notes which of the waiters of the next source take turns: those that
+// sleep nowhere else.
+func (b *builder) takeTurns(sleepers []sleeper, waiters []int32) {
+	if !slices.ContainsFunc(sleepers, func(s sleeper) bool { return s.turn != 0 }) {
+		return
+	}
+	turn := make(map[int32]int32, len(waiters)) // by waiter; 0: wakes in any case
+	for _, s := range sleepers {
+		if t, seen := turn[s.process]; seen && t != s.turn {
+			turn[s.process] = 0
+		} else if !seen {
+			turn[s.process] = s.turn
+		}
+	}
+	var groups [][]int32
+	at := make(map[int32]int)
+	for _, s := range sleepers {
+		t := turn[s.process]
+		if _, waits := slices.BinarySearch(waiters, s.process); t == 0 || !waits {
+			continue
+		}
+		i, ok := at[t]
+		if !ok {
+			i = len(groups)
+			at[t] = i
+			groups = append(groups, nil)
+		}
+		if !slices.Contains(groups[i], s.process) {
+			groups[i] = append(groups[i], s.process)
+		}
+	}
+	groups = slices.DeleteFunc(groups, func(g []int32) bool { return len(g) < 2 })
+	if len(groups) == 0 {
+		return
+	}
+	if b.turns == nil {
+		b.turns = make(map[int32][][]int32)
+	}
+	b.turns[int32(len(b.sources))] = groups
 }
 
 // add appends a source whose holders and waiters are already written behind

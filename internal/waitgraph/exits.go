@@ -44,7 +44,7 @@ func newExits(b *builder, s *Snapshot) *exits {
 }
 
 func (e *exits) all() {
-	children := make(map[int32][]int32) // with a parent-death signal
+	bereaved := make(map[int32][]int32) // those with a parent-death signal, by parent
 	tracees := make(map[int32][]int32)
 	for i := range e.kin {
 		p := int32(i)
@@ -58,10 +58,10 @@ func (e *exits) all() {
 		if k.Vfork && k.Parent >= 0 && e.alive[k.Parent] {
 			e.source(ChannelChild, []int32{p}, []int32{k.Parent})
 		}
-		if k.Parent >= 0 && e.interrupts(p, e.processes[p].ParentDeathSignal) {
-			children[k.Parent] = append(children[k.Parent], p)
+		if k.Parent >= 0 && e.processes[p].ParentDeathSignal != 0 {
+			bereaved[k.Parent] = append(bereaved[k.Parent], p)
 		}
-		if k.Tracer >= 0 && (e.processes[p].State == 't' || k.KilledByTracer) {
+		if k.Tracer >= 0 {
 			tracees[k.Tracer] = append(tracees[k.Tracer], p)
 		}
 		if k.Foreground != 0 {
@@ -69,15 +69,43 @@ func (e *exits) all() {
 		}
 	}
 	for i := range e.kin { // maps have no order
-		p := int32(i)
-		if c := children[p]; len(c) > 0 && e.alive[p] {
-			e.source(ChannelParentDeath, []int32{p}, c)
-		}
-		if t := tracees[p]; len(t) > 0 && e.alive[p] {
-			e.source(ChannelSignal, []int32{p}, t)
+		if p := int32(i); e.alive[p] {
+			e.bereave(p, bereaved[p])
+			e.detach(p, tracees[p])
 		}
 	}
 	e.orphanedGroups()
+}
+
+// bereave adds the parent-death signals that the exit of p sends.
+func (e *exits) bereave(p int32, children []int32) {
+	var told, ended []int32
+	for _, c := range children {
+		sig := e.processes[c].ParentDeathSignal
+		if e.ends(c, sig) {
+			ended = append(ended, c)
+		} else {
+			told = e.signalled(told, c, sig)
+		}
+	}
+	e.source(ChannelParentDeath, []int32{p}, told)
+	e.deadly(ChannelParentDeath, []int32{p}, ended)
+}
+
+// detach adds what the exit of a tracer does: it lets stopped tracees go on, and
+// kills those that are to die with it.
+func (e *exits) detach(p int32, tracees []int32) {
+	var freed, ended []int32
+	for _, t := range tracees {
+		switch {
+		case e.kin[t].KilledByTracer:
+			ended = append(ended, t)
+		case e.processes[t].State == 't':
+			freed = append(freed, t)
+		}
+	}
+	e.source(ChannelSignal, []int32{p}, freed)
+	e.deadly(ChannelSignal, []int32{p}, ended)
 }
 
 // notify says who is told of the exit of p: its tracer, or its parent; once its
@@ -152,19 +180,31 @@ func (e *exits) told(waiters []int32, parent, child, sig int32) []int32 {
 			break
 		}
 	}
-	if sig == sigCHLD && e.processes[parent].SIGCHLD == SignalIgnored || !e.processes[parent].Accepted.Has(sig) {
+	if sig == sigCHLD && e.processes[parent].SIGCHLD == SignalIgnored {
 		return waiters
 	}
-	if e.interrupts(parent, sig) {
-		waiters = append(waiters, parent)
+	return e.signalled(waiters, parent, sig)
+}
+
+// signalled appends whom a signal to p wakes: p where it interrupts it, and
+// those who read its signals.
+func (e *exits) signalled(waiters []int32, p, sig int32) []int32 {
+	if !e.alive[p] || !e.processes[p].Accepted.Has(sig) {
+		return waiters
 	}
-	if q := e.kin[parent].SignalQueue; q >= 0 {
+	if e.interrupts(p, sig) {
+		waiters = append(waiters, p)
+	}
+	if q := e.kin[p].SignalQueue; q >= 0 {
 		for _, s := range e.sleepersOf(q) {
 			waiters = append(waiters, s.process)
 		}
 	}
 	return waiters
 }
+
+// ends reports whether sig would end p.
+func (e *exits) ends(p, sig int32) bool { return e.alive[p] && e.processes[p].Deadly.Has(sig) }
 
 // interrupts reports whether sig would wake p.
 func (e *exits) interrupts(p, sig int32) bool {
@@ -186,13 +226,16 @@ func (e *exits) queue(c Channel, p, object int32) {
 // hangup adds what the death of a session leader does to the process group in
 // the foreground of its terminal: SIGHUP (disassociate_ctty).
 func (e *exits) hangup(leader, pgid int32) {
-	var waiters []int32
+	var told, ended []int32
 	for _, p := range e.groups[pgid] {
-		if e.interrupts(p, sigHUP) {
-			waiters = append(waiters, p)
+		if e.ends(p, sigHUP) {
+			ended = append(ended, p)
+		} else {
+			told = e.signalled(told, p, sigHUP)
 		}
 	}
-	e.source(ChannelPTY, []int32{leader}, waiters)
+	e.source(ChannelPTY, []int32{leader}, told)
+	e.deadly(ChannelPTY, []int32{leader}, ended)
 }
 
 // orphanedGroups adds process groups with stopped members. Once nobody is left
@@ -221,22 +264,29 @@ func (e *exits) orphanedGroups() {
 		if len(parents) == 0 {
 			continue
 		}
-		e.source(ChannelSignal, parents, e.continued(members))
+		e.orphan(parents, members)
 		if len(linked) < len(members) {
-			e.source(ChannelSignal, linked, e.continued(members))
+			e.orphan(linked, members)
 		}
 	}
 }
 
-// continued returns those of a group whom SIGHUP with SIGCONT wakes.
-func (e *exits) continued(members []int32) []int32 {
-	var waiters []int32
+// orphan adds what SIGHUP and SIGCONT do to the members of a group once holders
+// have exited.
+func (e *exits) orphan(holders, members []int32) {
+	var told, ended []int32
 	for _, m := range members {
-		if e.processes[m].State == 'T' || e.interrupts(m, sigHUP) || e.interrupts(m, sigCONT) {
-			waiters = append(waiters, m)
+		switch {
+		case e.ends(m, sigHUP):
+			ended = append(ended, m)
+		case e.processes[m].State == 'T':
+			told = append(told, m)
+		default:
+			told = e.signalled(e.signalled(told, m, sigHUP), m, sigCONT)
 		}
 	}
-	return waiters
+	e.source(ChannelSignal, holders, told)
+	e.deadly(ChannelSignal, holders, ended)
 }
 
 // source adds the exits of holders as a source, if anybody waits who is alive
@@ -258,6 +308,15 @@ func (e *exits) source(c Channel, holders, waiters []int32) {
 	e.sources = append(e.sources, Source{Channel: c, Name: e.exitOf(holders)})
 	e.holders.start = append(e.holders.start, int32(len(e.holders.list)))
 	e.waiters.start = append(e.waiters.start, int32(len(e.waiters.list)))
+}
+
+// deadly adds a source whose waiters die of it.
+func (e *exits) deadly(c Channel, holders, waiters []int32) {
+	n := len(e.sources)
+	e.source(c, holders, waiters)
+	if len(e.sources) > n {
+		e.sources[n].Deadly = true
+	}
 }
 
 // exitOf names the exit of one process, or of several.

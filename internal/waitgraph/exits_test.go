@@ -37,11 +37,15 @@ func sleepsOn(s *Snapshot, p int32) int32 {
 
 func waitsFor(s *Snapshot, w ChildWait) { s.ChildWaits = append(s.ChildWaits, w) }
 
-// say writes sources as "channel: holders -> waiters", in a fixed order.
+// say writes sources as "channel: holders -> waiters[, which die]", sorted.
 func say(sources []Source) []string {
 	out := []string{}
 	for _, src := range sources {
-		out = append(out, fmt.Sprintf("%v: %v -> %v", src.Channel, src.Holders, src.Waiters))
+		line := fmt.Sprintf("%v: %v -> %v", src.Channel, src.Holders, src.Waiters)
+		if src.Deadly {
+			line += ", which die"
+		}
+		out = append(out, line)
 	}
 	slices.Sort(out)
 	return out
@@ -108,7 +112,7 @@ func TestExits(t *testing.T) {
 		}, []string{"signal: [1] -> [2]"}},
 		{"a tracee that runs is not", func(s *Snapshot) { s.Kin[2].Tracer = 1 }, nil},
 		{"a tracee dies with its tracer", func(s *Snapshot) { s.Kin[2].Tracer, s.Kin[2].KilledByTracer = 1, true },
-			[]string{"signal: [1] -> [2]"}},
+			[]string{"signal: [1] -> [2], which die"}},
 		{"pidfd", func(s *Snapshot) { s.Kin[2].ExitQueue = sleepsOn(s, 0) }, []string{"pidfd: [2] -> [0]"}},
 		{"vfork", func(s *Snapshot) {
 			s.Kin[2].Vfork = true
@@ -116,12 +120,21 @@ func TestExits(t *testing.T) {
 		}, []string{"child: [2] -> [1]"}},
 		{"parent-death signal", func(s *Snapshot) {
 			s.Processes[2].ParentDeathSignal = 15
-			s.Processes[2].Interruptible = s.Processes[2].Interruptible.With(15)
+			catches(s, 2, 15)
 		}, []string{"parent-death: [1] -> [2]"}},
+		{"parent-death signal that ends", func(s *Snapshot) {
+			s.Processes[2].ParentDeathSignal = 15
+			s.Processes[2].Deadly = s.Processes[2].Deadly.With(15)
+		}, []string{"parent-death: [1] -> [2], which die"}},
+		{"parent-death signal, read through signalfd", func(s *Snapshot) {
+			s.Processes[2].ParentDeathSignal = 15
+			s.Processes[2].Accepted = s.Processes[2].Accepted.With(15)
+			s.Kin[2].SignalQueue = sleepsOn(s, 0)
+		}, []string{"parent-death: [1] -> [0]"}},
 		{"parent-death signal, ignored", func(s *Snapshot) { s.Processes[2].ParentDeathSignal = 15 }, nil},
 		{"session leader with a foreground group", func(s *Snapshot) {
 			s.Kin[1].Foreground = 100
-			s.Processes[2].Interruptible = s.Processes[2].Interruptible.With(sigHUP)
+			catches(s, 2, sigHUP)
 		}, []string{"pty: [1] -> [2]"}},
 		{"stopped job: its shell goes", func(s *Snapshot) {
 			s.Processes[2].PGID, s.Processes[2].State = 102, 'T'

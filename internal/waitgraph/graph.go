@@ -17,6 +17,9 @@ type Source struct {
 	Unaccounted    bool
 	Found, Counted int64
 
+	// Deadly is set where the waiters do not only wake, but die: by a signal.
+	Deadly bool
+
 	// Name says it to the user: "pipe:[4263]" for the write side,
 	// "pipe:[4263] (read end)" for the read side.
 	Name string
@@ -42,6 +45,8 @@ type Graph struct {
 	holders, waiters rows // by source
 	held, waits      rows // by process
 
+	turns map[int32][][]int32 // by source
+
 	byPID  []int32 // visible processes, by pid, then start time
 	parent []int32 // by process, -1 where unknown
 }
@@ -58,6 +63,10 @@ func (g *Graph) Holders(s int32) []int32 { return g.holders.row(s) }
 
 // Waiters is Sources[s].Waiters, without a visit to the Source itself.
 func (g *Graph) Waiters(s int32) []int32 { return g.waiters.row(s) }
+
+// Turns lists, for a source, groups of waiters of whom the kernel wakes only
+// one: the first of the group that lives.
+func (g *Graph) Turns(s int32) [][]int32 { return g.turns[s] }
 
 // Conditions is the number of wait conditions: one for each waiter of each
 // source.

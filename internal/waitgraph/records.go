@@ -22,8 +22,8 @@ type records struct {
 
 // sleeper is a Sleeper of the object at hand; file is renumbered.
 type sleeper struct {
-	process, file int32
-	via           Via
+	process, file, turn int32
+	via                 Via
 }
 
 // entry is a Descriptor of the file at hand. The rest of it is seldom needed.
@@ -128,7 +128,7 @@ func (r *records) sortSleepers(s *Snapshot, number []int32) {
 	for i := range s.Sleepers {
 		from := &s.Sleepers[i]
 		at := &start[from.Object+1]
-		to := sleeper{from.Process, -1, from.Via}
+		to := sleeper{from.Process, -1, from.Turn, from.Via}
 		if from.File >= 0 {
 			to.file = number[from.File]
 		}

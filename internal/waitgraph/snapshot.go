@@ -79,6 +79,8 @@ type Process struct {
 	// since some thread does not block them. Only signals that a death can
 	// send are looked at: SIGHUP, SIGCHLD, SIGCONT and ParentDeathSignal.
 	Accepted, Interruptible SignalSet
+	// Deadly are those that end the process: their action is the default one.
+	Deadly SignalSet
 
 	KernelThread bool
 	// NamespaceInit is set for pid 1 of any pid namespace.
@@ -147,6 +149,10 @@ type Object struct {
 	// descriptors) on each side, to be compared with the files found. Where
 	// the only side is EndOpen, Writers counts it.
 	Readers, Writers int32
+
+	// Deadly is set where who sleeps here is not woken only, but ended: by a
+	// signal.
+	Deadly bool
 }
 
 // Link says that the end of one object wakes the sleepers of another: of a
@@ -206,6 +212,11 @@ type Sleeper struct {
 	// File is the file whose reference the wait itself holds (poll and
 	// select take one for each entry), or -1.
 	File int32
+
+	// Turn is not 0 where the kernel wakes only one of the object's sleepers
+	// with the same Turn: the first of them in Snapshot.Sleepers that lives.
+	// They share an epoll instance.
+	Turn int32
 }
 
 // Kin says how one process is tied to others by its exit and theirs. Indexes
