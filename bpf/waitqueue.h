@@ -169,8 +169,8 @@ static __always_inline void emit_epoll(struct sleeper_record *r, struct epitem *
 {
 	struct eventpoll *ep = BPF_CORE_READ(item, ep);
 
-	r->events = BPF_CORE_READ(item, event.events) & ~EP_PRIVATE_BITS;
-	if (!r->events)
+	r->events = BPF_CORE_READ(item, event.events);
+	if (!(r->events & ~EP_PRIVATE_BITS))
 		return;
 	r->via = VIA_EPOLL;
 	r->link_id = push_queue((void *)ep + bpf_core_field_offset(struct eventpoll, wq));

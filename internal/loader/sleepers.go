@@ -20,6 +20,7 @@ type queues struct {
 	entries map[uint64][]*snapshotSleeperRecord
 	turns   map[uint64]int32 // by queue, of those where the first sleeper takes the wake
 	depth   int
+	edge    bool // an instance on the way reports the event once
 }
 
 // maxNesting is how deep epoll instances watch each other: the kernel allows
@@ -84,7 +85,10 @@ func (b *snapshotBuilder) addQueue(q *queues, obj int32, id uint64, through wait
 		switch {
 		case id&sendersOnly != 0 && !r.sends():
 		case r.Via == viaEpoll:
+			edge := q.edge
+			q.edge = edge || r.Events&(unix.EPOLLET|unix.EPOLLONESHOT) != 0
 			b.addQueue(q, obj, r.LinkId, waitgraph.ViaEpoll)
+			q.edge = edge
 		case r.Via == viaRelay:
 			b.addQueue(q, obj, r.LinkId, through)
 		case r.Via >= viaChild:
@@ -96,10 +100,11 @@ func (b *snapshotBuilder) addQueue(q *queues, obj int32, id uint64, through wait
 	}
 }
 
-// turn is not 0 for a sleeper on an epoll instance: it takes the wake, and the
-// next one on the same instance sleeps on (ep_poll_callback).
+// turn is not 0 for a sleeper on an epoll instance that reports an event once:
+// it takes the wake (ep_poll_callback), and the next one on the same instance
+// sleeps on. Where the event stays, each wakes the next (ep_done_scan).
 func (q *queues) turn(r *snapshotSleeperRecord) int32 {
-	if r.Exclusive == 0 {
+	if r.Exclusive == 0 || !q.edge {
 		return 0
 	}
 	if q.turns[r.QueueId] == 0 {
