@@ -8,9 +8,14 @@
 #                   VMTEST_KERNELS=bookworm,6.12,/path/bzImage   which kernels
 #                   VMTEST_PACKAGES=./internal/storm,…            which tests
 #                   VMTEST_ARGS="-test.run=X -test.count=20"    how to run them
+#                   VMTEST_ENV="NAME=value" VMTEST_LIMIT=30m      their environment, and how long each may take
 #                   VMTEST_ACCEL=kvm, VMTEST_JOBS=1, VMTEST_MEMORY_MIB=512, VMTEST_TAGS=…,
 #                   VMTEST_APPEND="kernel parameters"
 #                   VMTEST_CONSOLE=DIR   write each guest's console there as it comes
+#   make accuracy   kill every topology and compare who was said to wake with who did (root)
+#                   ACCURACY_RUNS=20 ACCURACY_SIZES=1,10,300   how often, and how large
+#                   ACCURACY_TOPOLOGY=herd                     only one
+#                   ACCURACY_KERNELS=bookworm,6.12             in guests, instead of on this kernel
 #   make generate   compile bpf/ and write internal/loader's generated files
 #   make lint       the checks of make test that run nothing
 #   make bench      benchmarks
@@ -26,8 +31,13 @@ GO     ?= go
 VMTEST_TIMEOUT ?= 60m
 TEST_TIMEOUT   ?= 10m
 
+ACCURACY_RUNS  ?= 3
+ACCURACY_SIZES ?= 1,10,300
+ACCURACY       := ACCURACY_RUNS=$(ACCURACY_RUNS) ACCURACY_SIZES=$(ACCURACY_SIZES) ACCURACY_BUSY=1 \
+	ACCURACY_TOPOLOGY=$(ACCURACY_TOPOLOGY)
+
 .PHONY: all build generate test lint fmtcheck vet drift unit vmtest vmtest-fault kernels \
-	demo bench install setup clean
+	accuracy demo bench install setup clean
 
 all: build
 
@@ -68,6 +78,15 @@ vmtest: kernels
 
 vmtest-fault: kernels
 	VMTEST=1 VMTEST_FAULT=1 $(GO) test ./vmtests -count=1 -run TestKernels -v -timeout $(VMTEST_TIMEOUT)
+
+accuracy:
+ifdef ACCURACY_KERNELS
+	VMTEST=1 VMTEST_KERNELS=$(ACCURACY_KERNELS) VMTEST_PACKAGES=./cmd/bpfkill \
+		VMTEST_ARGS="-test.run=^TestAccuracy$$" VMTEST_LIMIT=100m VMTEST_ENV="$(ACCURACY)" \
+		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout 240m
+else
+	$(ACCURACY) $(GO) test ./cmd/bpfkill -count=1 -run '^TestAccuracy$$' -v -timeout 180m
+endif
 
 demo: build
 	@scripts/demo

@@ -60,6 +60,7 @@ func TestKernels(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	p.manifest.Env = append(p.manifest.Env, strings.Fields(os.Getenv("VMTEST_ENV"))...)
 	base := filepath.Join(b.dir, "initramfs.cpio")
 	if err := writeFile(base, func(f *os.File) error { return writeBase(f, p, busybox) }); err != nil {
 		t.Fatal(err)
@@ -223,6 +224,15 @@ func readSettings() (*settings, error) {
 		set.packages = nil
 		for _, path := range strings.Split(narrow, ",") {
 			set.packages = append(set.packages, packageOf(path))
+		}
+	}
+	if text := os.Getenv("VMTEST_LIMIT"); text != "" {
+		limit, err := time.ParseDuration(text)
+		if err != nil {
+			return nil, fmt.Errorf("VMTEST_LIMIT: %w", err)
+		}
+		for i := range set.packages {
+			set.packages[i].timeout = limit
 		}
 	}
 	for i := range set.packages {
