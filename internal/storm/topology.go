@@ -59,6 +59,8 @@ var Topologies = slices.Concat(
 	unixTopologies,
 	childTopologies,
 	orphanTopologies,
+	lockTopologies,
+	futexTopologies,
 	tcpTopologies,
 )
 
