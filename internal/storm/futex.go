@@ -5,9 +5,10 @@ import "golang.org/x/sys/unix"
 var futexTopologies = []Topology{
 	{
 		Name: "futex-robust", Unit: "servers", Channel: "futex",
-		Summary: "servers that own a robust mutex in memory shared with their router children, which wait for it: one in futex, two in futex, or one for a lock with priority inheritance",
-		Outcome: "of those that wait for a mutex one wakes, and finds its owner dead",
-		build:   func(b *builder, n int) { b.trees(n, b.mutexes()...) },
+		Summary:       "servers that own a robust mutex in memory shared with their router children, which wait for it: one in futex, two in futex, or one for a lock with priority inheritance",
+		Unpredictable: "the list of the robust mutexes that a thread holds is in its own memory, and to read it may page it in",
+		Outcome:       "of those that wait for a mutex one wakes, and finds its owner dead",
+		build:         func(b *builder, n int) { b.trees(n, b.mutexes()...) },
 	},
 }
 
