@@ -69,14 +69,13 @@ static __always_inline void emit_datagram(void *at)
 {
 	struct sk_buff *skb = at - bpf_core_field_offset(struct sk_buff, next);
 	struct sock *sender = BPF_CORE_READ(skb, sk);
-	__u64 pair = mix((__u64)sender, walk.queue.owner);
+	__u64 pair = mix(mix(0, (__u64)sender), walk.queue.owner);
 	__u64 queue;
-	__u8 one = 1;
 
 	if (BPF_CORE_READ(sender, __sk_common.skc_family) != AF_UNIX ||
 	    BPF_CORE_READ(sender, sk_wmem_alloc.refs.counter) * 4 <=
 		    BPF_CORE_READ(sender, sk_sndbuf) ||
-	    bpf_map_update_elem(&visited, &pair, &one, BPF_NOEXIST))
+	    !first_visit(pair))
 		return;
 	queue = push_socket_queue(sender);
 	if (queue)

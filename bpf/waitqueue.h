@@ -67,6 +67,18 @@ static struct {
 	__u64 retries;
 } walk;
 
+/* Whether id is met for the first time in this snapshot. */
+static __always_inline bool first_visit(__u64 id)
+{
+	__u8 one = 1;
+	int err; /* not long: map operations return int until v6.3, d7ba4cc900bf */
+
+	err = bpf_map_update_elem(&visited, &id, &one, BPF_NOEXIST);
+	if (err && err != -17 /* EEXIST */)
+		counts.dropped++;
+	return !err;
+}
+
 /* Queues a list for the walk, once however many ways lead to it. */
 static __always_inline void push_list(void *head, __u64 owner, __u32 kind)
 {
@@ -76,15 +88,10 @@ static __always_inline void push_list(void *head, __u64 owner, __u32 kind)
 		.kind = kind,
 	};
 	struct list_head *list = head;
-	__u8 one = 1;
-	int err; /* not long: map operations return int until v6.3, d7ba4cc900bf */
 
 	if (!head || BPF_CORE_READ(list, next) == (kind == LIST_TCP_BACKLOG ? 0 : list))
 		return;
-	err = bpf_map_update_elem(&visited, &q.head, &one, BPF_NOEXIST);
-	if (err == -17 /* EEXIST */)
-		return;
-	if (err || bpf_map_push_elem(&pending, &q, 0))
+	if (first_visit(q.head) && bpf_map_push_elem(&pending, &q, 0))
 		counts.dropped++;
 }
 
