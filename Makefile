@@ -16,6 +16,7 @@
 #                   ACCURACY_RUNS=20 ACCURACY_SIZES=1,10,300   how often, and how large
 #                   ACCURACY_TOPOLOGY=herd                     only one
 #                   ACCURACY_KERNELS=bookworm,6.12             in guests, instead of on this kernel
+#   make programs   the same with PostgreSQL, nginx, tmux and others (root; installs them)
 #   make generate   compile bpf/ and write internal/loader's generated files
 #   make lint       the checks of make test that run nothing
 #   make bench      benchmarks
@@ -37,7 +38,7 @@ ACCURACY       := ACCURACY_RUNS=$(ACCURACY_RUNS) ACCURACY_SIZES=$(ACCURACY_SIZES
 	ACCURACY_TOPOLOGY=$(ACCURACY_TOPOLOGY)
 
 .PHONY: all build generate test lint fmtcheck vet drift unit vmtest vmtest-fault kernels \
-	accuracy demo bench install setup clean
+	accuracy programs demo bench install setup clean
 
 all: build
 
@@ -87,6 +88,11 @@ ifdef ACCURACY_KERNELS
 else
 	$(ACCURACY) $(GO) test ./cmd/bpfkill -count=1 -run '^TestAccuracy$$' -v -timeout 180m
 endif
+
+# Installed without starting anything.
+programs:
+	RUNLEVEL=1 scripts/setup bash make nginx-light openssh-client postgresql python3 tini tmux
+	BPFKILL_TEST_PROGRAMS=1 $(GO) test ./cmd/bpfkill -count=1 -run '^TestPrograms$$' -v -timeout 30m
 
 demo: build
 	@scripts/demo

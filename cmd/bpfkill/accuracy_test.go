@@ -61,7 +61,7 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report) 
 	row.reason = topology.Unpredictable
 
 	self := int32(os.Getpid())
-	predicted, measured := map[wokenThrough]bool{}, map[wokenThrough]bool{}
+	predicted, measured, woke := map[wokenThrough]bool{}, map[wokenThrough]bool{}, map[int32]bool{}
 	for _, b := range r.Plan.Bystanders {
 		if b.PID != self {
 			predicted[wokenThrough{b.PID, b.Channel}] = true
@@ -72,7 +72,7 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report) 
 		if w.PID == self || w.Killed || measured[key] {
 			continue
 		}
-		measured[key] = true
+		measured[key], woke[w.PID] = true, true
 		rows(w.Channel).measured++
 		if !predicted[key] {
 			rows(w.Channel).missed++
@@ -80,6 +80,10 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report) 
 		}
 	}
 	for key := range predicted {
+		// Who is awake already is not woken again by the next thing that ends.
+		if !measured[key] && woke[key.pid] {
+			continue
+		}
 		rows(key.channel).predicted++
 		if !measured[key] {
 			rows(key.channel).spurious++
