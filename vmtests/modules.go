@@ -57,6 +57,9 @@ func openModules(ctx context.Context, dir string) (*moduleTree, error) {
 	return t, nil
 }
 
+// has reports whether there is a module of that name to load.
+func (t *moduleTree) has(name string) bool { return t.files[moduleName(name)] != "" }
+
 // load returns the wanted modules and all they depend on, in an order in
 // which they can be loaded. Modules built into the kernel need no loading.
 func (t *moduleTree) load(wanted ...string) ([]Module, error) {

@@ -186,6 +186,11 @@ func withModules(t *testing.T, base string, k Kernel, wanted []string) (string, 
 	if err != nil {
 		return "", err
 	}
+	for _, m := range optionalModules {
+		if tree.has(m) {
+			wanted = append(slices.Clone(wanted), m)
+		}
+	}
 	loaded, err := tree.load(wanted...)
 	if err != nil {
 		return "", err
