@@ -66,14 +66,6 @@ static __always_inline bool armed(void)
 	return opened_ns && bpf_ktime_get_ns() < deadline_ns;
 }
 
-static __always_inline bool sigkill_pending(struct task_struct *task)
-{
-	unsigned long own = BPF_CORE_READ(task, pending.signal.sig[0]);
-	unsigned long shared = BPF_CORE_READ(task, signal, shared_pending.signal.sig[0]);
-
-	return (own | shared) & (1UL << (SIGKILL - 1));
-}
-
 /* What kill(2) would say (kernel/signal.c, kill_ok_by_cred), asked again at the
  * moment of the signal: an exec may have changed the credentials. */
 static __always_inline bool permitted(struct task_struct *task)

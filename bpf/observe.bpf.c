@@ -10,6 +10,10 @@
 #include "record.h"
 #include "task.h"
 #include "trail.h"
+#include "hangup.h"
+
+/* How many threads of a process may wait for children. */
+#define WAITING_MAX 64
 
 __u64 observing = 0;
 __u64 lost_events = 0;
@@ -27,6 +31,8 @@ struct {
 	__type(key, struct wake_key);
 	__type(value, struct wake);
 } wakes SEC(".maps");
+
+#include "follow.h"
 
 static __always_inline struct doomed *find_doomed(struct task_struct *task)
 {
@@ -75,7 +81,7 @@ int BPF_PROG(process_exit, struct task_struct *task)
 	return 0;
 }
 
-static __always_inline void count_wake(struct wake_key *key, struct task_struct *wakee)
+static __always_inline bool count_wake(struct wake_key *key, struct task_struct *wakee)
 {
 	struct wake *w = bpf_map_lookup_elem(&wakes, key);
 	struct wake fresh = {};
@@ -85,29 +91,79 @@ static __always_inline void count_wake(struct wake_key *key, struct task_struct 
 		bpf_map_update_elem(&wakes, key, &fresh, BPF_NOEXIST);
 		w = bpf_map_lookup_elem(&wakes, key);
 	}
-	if (w)
-		__sync_fetch_and_add(&w->count, 1);
-	else
+	if (!w) {
 		__sync_fetch_and_add(&lost_events, 1);
+		return false;
+	}
+	__sync_fetch_and_add(&w->count, 1);
+	return true;
 }
 
-/* Whether the wake is one to count: by a doomed process that is exiting, of
- * somebody who slept until an event. Who waits uninterruptibly waits for the
+/* Whether the wakee slept until an event. Who waits uninterruptibly waits for the
  * kernel itself, for a lock or a page, and would run on in any case; a killable
  * wait may be that of a vfork parent for its child. */
-static __always_inline bool by_the_dying(struct task_struct *waker, struct task_struct *wakee)
+static __always_inline bool awaited_event(__u32 state)
 {
-	__u32 sleep = task_state(wakee) & (TASK_UNINTERRUPTIBLE | TASK_WAKEKILL);
+	return (state & (TASK_UNINTERRUPTIBLE | TASK_WAKEKILL)) != TASK_UNINTERRUPTIBLE;
+}
 
-	return BPF_CORE_READ(waker, flags) & PF_EXITING && find_doomed(waker) &&
-	       sleep != TASK_UNINTERRUPTIBLE;
+/* Whether task waits for its children: it is queued where do_notify_parent() wakes.
+ * The functions in between call the next at their very end, which leaves no trace
+ * of them on the stack. */
+static __always_inline bool waits_for_child(struct task_struct *task)
+{
+	struct signal_struct *signal = BPF_CORE_READ(task, signal);
+	struct list_head *head = (void *)signal +
+				 bpf_core_field_offset(struct signal_struct, wait_chldexit) +
+				 bpf_core_field_offset(struct wait_queue_head, head);
+	struct list_head *at = BPF_CORE_READ(head, next);
+	struct wait_queue_entry *entry;
+	int i;
+
+	for (i = 0; i < WAITING_MAX; i++) {
+		if (!at || at == head)
+			break;
+		entry = (void *)at - bpf_core_field_offset(struct wait_queue_entry, entry);
+		if (BPF_CORE_READ(entry, private) == task)
+			return true;
+		at = BPF_CORE_READ(at, next);
+	}
+	return false;
+}
+
+/* Whose death causes the wake: the running process's, or that of who hung up on
+ * the TCP socket that a software interrupt serves. An interrupt may hit the dying
+ * by chance. Below do_exit there may be one, too: a process that ran in user mode
+ * dies on its way back from the one that told it of its signal. */
+static __always_inline bool find_cause(void *ctx, struct task_struct *waker, struct wake_key *key)
+{
+	bool dying = BPF_CORE_READ(waker, flags) & PF_EXITING && find_doomed(waker);
+	struct closer *closer = hung_up_by();
+
+	if (!dying && !closer)
+		return false;
+	if (!read_trail(ctx, MARK_EXIT | MARK_INTERRUPT | MARK_SOFTIRQ, &key->trail)) {
+		__sync_fetch_and_add(&lost_events, 1);
+		return false;
+	}
+	if (key->trail & (MARK_INTERRUPT | MARK_KERNEL))
+		return false;
+	if (key->trail & MARK_SOFTIRQ) {
+		if (!closer || !(key->trail & MARK_TCP_RECEIVE))
+			return false;
+		key->cause = closer->tgid;
+		key->cause_start_ns = closer->start_ns;
+		return true;
+	}
+	key->cause = BPF_CORE_READ(waker, tgid);
+	key->cause_start_ns = group_start_ns(waker);
+	return dying;
 }
 
 /*
  * In the waker's context. Not counted: the kernel's own threads, threads of the
- * dying process itself, members that have their signal already, and wakes from
- * an interrupt that only happened to hit the dying. Every other wake is counted
- * or lost.
+ * dying process itself, members that have their signal already. Every other wake
+ * by the dying is counted or lost.
  */
 SEC("tp_btf/sched_waking")
 int BPF_PROG(waking, struct task_struct *wakee)
@@ -115,32 +171,96 @@ int BPF_PROG(waking, struct task_struct *wakee)
 	struct task_struct *waker;
 	struct wake_key key = {};
 	struct doomed *d;
+	__u32 state;
 
 	if (!observing || wakee->flags & PF_KTHREAD)
 		return 0;
 	waker = (void *)bpf_get_current_task();
-	key.cause = BPF_CORE_READ(waker, tgid);
 	key.wakee = wakee->tgid;
 	d = find_doomed(wakee);
-	if (d && (d->generated_ns || d->exit_ns || key.cause == key.wakee))
+	if (d && (d->generated_ns || d->exit_ns || BPF_CORE_READ(waker, tgid) == key.wakee))
 		return 0;
 	if (d)
 		d->woken = true;
-	if (key.cause == key.wakee || !by_the_dying(waker, wakee))
-		return 0;
-	if (!read_trail(ctx, &key.trail)) {
-		__sync_fetch_and_add(&lost_events, 1);
-		return 0;
-	}
-	if (key.trail & (MARK_INTERRUPT | MARK_KERNEL))
+	state = task_state(wakee);
+	if (!awaited_event(state) || !find_cause(ctx, waker, &key) || key.cause == key.wakee)
 		return 0;
 	if (d && !d->early_ns) {
 		d->waker = key.cause;
 		d->early_ns = bpf_ktime_get_ns();
 	}
-	key.cause_start_ns = group_start_ns(waker);
+	if (key.trail & MARK_NOTIFY_PARENT && waits_for_child(wakee))
+		key.trail |= MARK_WAIT;
 	key.wakee_start_ns = group_start_ns(wakee);
-	count_wake(&key, wakee);
+	if (count_wake(&key, wakee))
+		follow(wakee, &key, state);
+	return 0;
+}
+
+/* A process closes a TCP socket, or its peer learns of it. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_sock_state, struct sock *sk, int old_state, int state)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct endpoints e = {};
+	struct closer by = {}, *closer;
+
+	if (!observing || !read_endpoints(sk, &e))
+		return 0;
+	closer = bpf_map_lookup_elem(&closed, &e);
+	record_hangup(closer);
+	if (closer || (state != TCP_FIN_WAIT1 && state != TCP_LAST_ACK && state != TCP_CLOSE) ||
+	    !(BPF_CORE_READ(task, flags) & PF_EXITING) || !find_doomed(task))
+		return 0;
+	by.tgid = BPF_CORE_READ(task, tgid);
+	by.start_ns = group_start_ns(task);
+	if (!record_close(&e, &by))
+		__sync_fetch_and_add(&lost_events, 1);
+	return 0;
+}
+
+/* On the CPU that prev leaves; what runs here runs at every context switch. */
+SEC("tp_btf/sched_switch")
+int BPF_PROG(switching, bool preempt, struct task_struct *prev)
+{
+	struct followed *f;
+	struct doomed *d;
+	__u32 state;
+
+	if (!following || preempt || !observing)
+		return 0;
+	state = task_state(prev);
+	if (!(state & (TASK_INTERRUPTIBLE | TASK_STOPPED | TASK_TRACED | TASK_DEAD)))
+		return 0;
+	f = find_followed();
+	if (!f)
+		return 0;
+	d = find_doomed(prev);
+	end_follow(f, prev,
+		   (f->returned || (f->stopped && state & TASK_INTERRUPTIBLE)) &&
+			   !(d && d->tripped));
+	return 0;
+}
+
+SEC("tp_btf/sys_exit")
+int returning(void *ctx)
+{
+	struct followed *f = find_followed();
+
+	if (f && !sigkill_pending((void *)bpf_get_current_task()))
+		f->returned = true;
+	return 0;
+}
+
+/* Where the kernel lets nobody attach to functions it is left out: there is no
+ * tracepoint for it. */
+SEC("fexit/do_swap_page")
+int swapped_in(__u64 *ctx)
+{
+	struct followed *f = find_followed();
+
+	if (f && !(ctx[1] & VM_FAULT_RETRY))
+		f->swap_ins++;
 	return 0;
 }
 

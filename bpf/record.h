@@ -175,9 +175,13 @@ struct landmark {
 
 #define LANDMARKS_MAX 128 /* a power of two */
 
-#define MARK_EXIT 1 /* where a process exits: a trail ends there */
+#define MARK_EXIT 1 /* where a process exits */
 #define MARK_INTERRUPT 2 /* where interrupts and exceptions enter the kernel */
-#define MARK_KERNEL 4 /* hands on a lock or a page of the kernel's own */
+#define MARK_SOFTIRQ 4 /* where deferred interrupt work runs, on anybody's stack */
+#define MARK_KERNEL 8 /* hands on a lock or a page of the kernel's own */
+#define MARK_TCP_RECEIVE 16 /* takes a segment for a TCP socket */
+#define MARK_NOTIFY_PARENT 32 /* tells a parent, and whoever polls a pidfd */
+#define MARK_WAIT 64 /* no function's: the wakee waits for its children */
 
 /* Wakes, counted in the kernel by who caused them, who woke, and through what. */
 struct wake_key {
@@ -188,9 +192,26 @@ struct wake_key {
 	__u64 trail; /* marks on the waker's stack */
 };
 
+/* How often, and what came of it until the woken threads slept again. */
 struct wake {
 	__u64 count;
+	__u64 ended; /* slept again, or exited */
+	__u64 returned; /* went back to user mode meanwhile */
+	__u64 major_faults;
+	__u64 swap_ins; /* faults on swapped-out pages */
+	__u64 cpu_ns;
 	char comm[COMM_LEN]; /* the wakee's */
+};
+
+/* A woken thread that has not slept again, by its id. */
+struct followed {
+	struct wake_key key;
+	__u64 cpu_ns; /* the thread's counters when it was woken */
+	__u64 major_faults;
+	__u64 swap_ins; /* since then */
+	__u8 stopped; /* was in no system call */
+	__u8 returned;
+	__u8 pad[6];
 };
 
 #endif

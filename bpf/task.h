@@ -6,7 +6,11 @@
 #define PF_EXITING 0x00000004
 #define PF_KTHREAD 0x00200000
 #define SIGKILL 9
+#define TASK_INTERRUPTIBLE 0x0001
 #define TASK_UNINTERRUPTIBLE 0x0002
+#define TASK_STOPPED 0x0004
+#define TASK_TRACED 0x0008
+#define TASK_DEAD 0x0080
 #define TASK_WAKEKILL 0x0100
 
 static __always_inline __u64 group_start_ns(struct task_struct *task)
@@ -19,6 +23,14 @@ static __always_inline __u32 task_state(struct task_struct *task)
 	if (bpf_core_field_exists(task->__state))
 		return BPF_CORE_READ(task, __state);
 	return (__u32)BPF_CORE_READ((struct task_struct___state *)task, state);
+}
+
+static __always_inline bool sigkill_pending(struct task_struct *task)
+{
+	unsigned long own = BPF_CORE_READ(task, pending.signal.sig[0]);
+	unsigned long shared = BPF_CORE_READ(task, signal, shared_pending.signal.sig[0]);
+
+	return (own | shared) & (1UL << (SIGKILL - 1));
 }
 
 /* The number of pid in the namespace that is *level* deep, 0 if pid does not

@@ -34,12 +34,11 @@ __attribute__((noinline)) __u64 marks_of(__u64 return_address)
 }
 
 /*
- * Marks of all functions on the current stack, innermost first, as far as the one
- * where a process exits: below it there may be an interrupt that has nothing to do
- * with the wake, since a process that ran in user mode dies on its way back from the
- * one that told it of its signal. Returns false when the stack could not be read.
+ * Marks of the functions on the current stack, from the wake outwards as far as
+ * the first that has one of the marks in *until*. Returns false when the stack
+ * could not be read.
  */
-static __always_inline bool read_trail(void *ctx, __u64 *trail)
+static __always_inline bool read_trail(void *ctx, __u64 until, __u64 *trail)
 {
 	__u32 zero = 0;
 	__u64 *ips = bpf_map_lookup_elem(&stacks, &zero);
@@ -56,7 +55,7 @@ static __always_inline bool read_trail(void *ctx, __u64 *trail)
 		if (i * (long)sizeof(__u64) >= size)
 			break;
 		*trail |= marks_of(ips[i]);
-		if (*trail & MARK_EXIT)
+		if (*trail & until)
 			break;
 	}
 	return true;

@@ -358,6 +358,10 @@ struct signal_struct {
 	unsigned int is_child_subreaper : 1;
 };
 
+struct sched_entity {
+	__u64 sum_exec_runtime;
+};
+
 struct task_struct {
 	unsigned int __state; /* since v5.14, 2f064a59a11f */
 	unsigned int flags;
@@ -367,6 +371,8 @@ struct task_struct {
 	unsigned int ptrace;
 	int pdeath_signal;
 	__u64 start_boottime;
+	unsigned long maj_flt;
+	struct sched_entity se;
 	struct task_struct *real_parent, *parent, *group_leader; /* parent: the tracer */
 	struct completion *vfork_done;
 	sigset_t blocked, real_blocked;
@@ -383,6 +389,10 @@ struct task_struct {
 
 struct task_struct___state { /* until v5.13 */
 	long state;
+};
+
+struct inet_sock {
+	__be16 inet_sport; /* skc_num is 0 once the port is free */
 };
 
 struct seq_file;

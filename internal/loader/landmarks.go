@@ -11,62 +11,104 @@ import (
 // trail is the set of marks of the functions on a waker's kernel stack.
 type trail uint64
 
-// Marks. The first three are the kernel side's own, see record.h.
+// Marks. The first seven are the kernel side's own, see record.h.
 const (
-	markExit      trail = 1 << iota // where a process exits: the trail ends there
-	markInterrupt                   // where interrupts and exceptions enter the kernel
-	markKernel                      // hands on a lock or a page of the kernel's own
+	markExit         trail = 1 << iota // where a process exits
+	markInterrupt                      // where interrupts and exceptions enter the kernel
+	markSoftirq                        // where deferred interrupt work runs
+	markKernel                         // hands on a lock or a page of the kernel's own
+	markTCPReceive                     // takes a segment for a TCP socket
+	markNotifyParent                   // tells a parent, and whoever polls a pidfd
+	markWait                           // no function's: the wakee waits for its children
+
 	markPipe
-	markChild
+	markUnix
+	markTCP
+	markPTY
+	markPidfd
+	markSignal // any
+	markProcessGroup
+	markPtrace
+	markVfork
+	markLock
 	markFutex
-	markParentDeath
+	markFile // its last reference goes
+	markEpoll
 )
 
 // Where interrupts and exceptions enter the kernel: a part of its text, not a
 // function.
 const irqTextStart, irqTextEnd = "__irqentry_text_start", "__irqentry_text_end"
 
-// landmark is a kernel function that says something when a wake comes from
-// inside it. Compilers add .isra, .part, .constprop and .cold to some names,
+// landmarks are the kernel functions that say something when a wake comes from
+// inside them. Compilers add .isra, .part, .constprop and .cold to some names,
 // and inline static functions on one kernel but not on another.
-type landmark struct {
-	name  string
-	marks trail
-}
-
-var landmarks = []landmark{
-	{"do_exit", markExit},
-	{irqTextStart, markInterrupt}, {irqTextEnd, 0},
-
+var landmarks = map[trail][]string{
+	markExit:         {"do_exit"},
+	markInterrupt:    {irqTextStart, "asm_fred_entrypoint_kernel"},
+	markSoftirq:      {"__do_softirq", "handle_softirqs", "__napi_poll"},
+	markTCPReceive:   {"tcp_v4_rcv", "tcp_v6_rcv"},
+	markNotifyParent: {"do_notify_parent"},
 	// Whoever waits for these would run on in any case.
-	{"rwsem_wake", markKernel}, {"up_read", markKernel}, {"up_write", markKernel},
-	{"mutex_unlock", markKernel}, {"__mutex_unlock_slowpath", markKernel}, {"up", markKernel},
-	{"percpu_up_write", markKernel}, {"folio_unlock", markKernel}, {"unlock_page", markKernel},
-	{"wake_page_function", markKernel}, {"bit_wake_function", markKernel}, {"var_wake_function", markKernel},
+	markKernel: {
+		"rwsem_wake", "up_read", "up_write", "mutex_unlock", "__mutex_unlock_slowpath", "up", "percpu_up_write",
+		"folio_unlock", "unlock_page", "wake_page_function", "bit_wake_function", "var_wake_function",
+	},
 
-	{"pipe_release", markPipe}, // fifo_open shares it: FIFOs count as pipes
-	{"do_notify_parent", markChild},
-	{"exit_notify", markChild},
-	{"mm_release", markChild}, // a vfork parent gets its child's memory back
-	{"exit_mm_release", markChild},
-	{"futex_wake", markFutex},
-	{"forget_original_parent", markParentDeath},
+	markPipe: {"pipe_release"}, // FIFOs share it
+	markUnix: {"unix_release_sock", "unix_release"},
+	markTCP:  {"tcp_close", "__tcp_close"},
+	// A terminal's end, and that of a session whose terminal it is.
+	markPTY: {"tty_release", "pty_close", "__tty_hangup", "tty_vhangup", "tty_vhangup_session", "disassociate_ctty"},
+
+	markPidfd:        {"do_notify_pidfd"}, // inlined into do_notify_parent until v6.8
+	markSignal:       {"__send_signal", "__send_signal_locked", "complete_signal"},
+	markProcessGroup: {"__kill_pgrp_info", "kill_orphaned_pgrp"},
+	markPtrace:       {"exit_ptrace"},
+	// A vfork parent gets its memory back.
+	markVfork: {"mm_release", "exit_mm_release", "exec_mm_release"},
+
+	markLock: {"locks_remove_posix", "locks_remove_file", "locks_remove_flock"},
+	markFutex: {
+		"futex_wake", "futex_exit_release", "exit_robust_list", "handle_futex_death", "exit_pi_state_list",
+		"rt_mutex_futex_unlock",
+	},
+	markFile:  {"__fput"},
+	markEpoll: {"ep_poll_callback"},
 }
 
-// channel names the channel of a wake, the most telling mark first.
+// channel names the channel of a wake, by the most telling mark.
 func (t trail) channel() waitgraph.Channel {
-	for _, m := range []struct {
-		mark    trail
-		channel waitgraph.Channel
-	}{
-		{markPipe, waitgraph.ChannelPipe},
-		{markFutex, waitgraph.ChannelFutex},
-		{markParentDeath, waitgraph.ChannelParentDeath},
-		{markChild, waitgraph.ChannelChild},
-	} {
-		if t&m.mark != 0 {
-			return m.channel
-		}
+	has := func(m trail) bool { return t&m != 0 }
+	switch {
+	case has(markTCPReceive | markTCP):
+		return waitgraph.ChannelTCP
+	case has(markPipe):
+		return waitgraph.ChannelPipe
+	case has(markUnix):
+		return waitgraph.ChannelUnix
+	case has(markPTY):
+		return waitgraph.ChannelPTY
+	case has(markLock):
+		return waitgraph.ChannelLock
+	case has(markNotifyParent) && has(markWait|markSignal):
+		return waitgraph.ChannelChild
+	case has(markNotifyParent | markPidfd):
+		return waitgraph.ChannelPidfd
+	case has(markFutex): // before vfork: robust futexes are in there, too
+		return waitgraph.ChannelFutex
+	case has(markVfork):
+		return waitgraph.ChannelChild
+	case has(markProcessGroup | markPtrace):
+		return waitgraph.ChannelSignal
+	case has(markSignal) && has(markExit) && !has(markFile):
+		// Not from a file's end, and none of the above: forget_original_parent
+		// is inlined into do_exit.
+		return waitgraph.ChannelParentDeath
+	case has(markSignal):
+		return waitgraph.ChannelSignal
+	case has(markEpoll):
+		return waitgraph.ChannelEpoll
 	}
 	return waitgraph.ChannelOther
 }
@@ -76,9 +118,11 @@ const landmarksMax = 128
 
 // landmarkTable reads where the landmarks are in the running kernel.
 func landmarkTable() ([]observeLandmark, error) {
-	marks := make(map[string]trail, len(landmarks))
-	for _, l := range landmarks {
-		marks[l.name] = l.marks
+	marks := map[string]trail{irqTextEnd: 0}
+	for mark, names := range landmarks {
+		for _, n := range names {
+			marks[n] |= mark
+		}
 	}
 	text, err := functionRanges(func(name []byte) bool { _, ok := marks[string(name)]; return ok })
 	if err != nil {

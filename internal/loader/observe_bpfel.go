@@ -13,6 +13,13 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type observeCloser struct {
+	_       structs.HostLayout
+	StartNs uint64
+	Tgid    int32
+	Pad     uint32
+}
+
 type observeDoomed struct {
 	_           structs.HostLayout
 	StartNs     uint64
@@ -27,6 +34,38 @@ type observeDoomed struct {
 	Returned    uint8
 }
 
+type observeEndpoints struct {
+	_     structs.HostLayout
+	Local struct {
+		_     structs.HostLayout
+		Bytes [16]uint8
+	}
+	Remote struct {
+		_     structs.HostLayout
+		Bytes [16]uint8
+	}
+	LocalPort  uint16
+	RemotePort uint16
+	Pad        uint32
+}
+
+type observeFollowed struct {
+	_           structs.HostLayout
+	Key         observeWakeKey
+	CpuNs       uint64
+	MajorFaults uint64
+	SwapIns     uint64
+	Stopped     uint8
+	Returned    uint8
+	Pad         [6]uint8
+}
+
+type observeHangup struct {
+	_    structs.HostLayout
+	By   observeCloser
+	AtNs uint64
+}
+
 type observeLandmark struct {
 	_     structs.HostLayout
 	Start uint64
@@ -35,9 +74,14 @@ type observeLandmark struct {
 }
 
 type observeWake struct {
-	_     structs.HostLayout
-	Count uint64
-	Comm  [16]int8
+	_           structs.HostLayout
+	Count       uint64
+	Ended       uint64
+	Returned    uint64
+	MajorFaults uint64
+	SwapIns     uint64
+	CpuNs       uint64
+	Comm        [16]int8
 }
 
 type observeWakeKey struct {
@@ -53,13 +97,22 @@ type observeWakeKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	observeMapClosed          = "closed"
 	observeMapDoomed          = "doomed"
+	observeMapFollowed        = "followed"
+	observeMapHangups         = "hangups"
 	observeMapStacks          = "stacks"
 	observeMapWakes           = "wakes"
 	observeProgProcessExit    = "process_exit"
+	observeProgReturning      = "returning"
+	observeProgSetSockState   = "set_sock_state"
 	observeProgSignalDeliver  = "signal_deliver"
 	observeProgSignalGenerate = "signal_generate"
+	observeProgSwappedIn      = "swapped_in"
+	observeProgSwitching      = "switching"
 	observeProgWaking         = "waking"
+	observeVarAnyHangup       = "any_hangup"
+	observeVarFollowing       = "following"
 	observeVarLandmarks       = "landmarks"
 	observeVarLostEvents      = "lost_events"
 	observeVarObserving       = "observing"
@@ -108,8 +161,12 @@ type observeSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type observeProgramSpecs struct {
 	ProcessExit    *ebpf.ProgramSpec `ebpf:"process_exit"`
+	Returning      *ebpf.ProgramSpec `ebpf:"returning"`
+	SetSockState   *ebpf.ProgramSpec `ebpf:"set_sock_state"`
 	SignalDeliver  *ebpf.ProgramSpec `ebpf:"signal_deliver"`
 	SignalGenerate *ebpf.ProgramSpec `ebpf:"signal_generate"`
+	SwappedIn      *ebpf.ProgramSpec `ebpf:"swapped_in"`
+	Switching      *ebpf.ProgramSpec `ebpf:"switching"`
 	Waking         *ebpf.ProgramSpec `ebpf:"waking"`
 }
 
@@ -117,15 +174,20 @@ type observeProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type observeMapSpecs struct {
-	Doomed *ebpf.MapSpec `ebpf:"doomed"`
-	Stacks *ebpf.MapSpec `ebpf:"stacks"`
-	Wakes  *ebpf.MapSpec `ebpf:"wakes"`
+	Closed   *ebpf.MapSpec `ebpf:"closed"`
+	Doomed   *ebpf.MapSpec `ebpf:"doomed"`
+	Followed *ebpf.MapSpec `ebpf:"followed"`
+	Hangups  *ebpf.MapSpec `ebpf:"hangups"`
+	Stacks   *ebpf.MapSpec `ebpf:"stacks"`
+	Wakes    *ebpf.MapSpec `ebpf:"wakes"`
 }
 
 // observeVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type observeVariableSpecs struct {
+	AnyHangup  *ebpf.VariableSpec `ebpf:"any_hangup"`
+	Following  *ebpf.VariableSpec `ebpf:"following"`
 	Landmarks  *ebpf.VariableSpec `ebpf:"landmarks"`
 	LostEvents *ebpf.VariableSpec `ebpf:"lost_events"`
 	Observing  *ebpf.VariableSpec `ebpf:"observing"`
@@ -151,14 +213,20 @@ func (o *observeObjects) Close() error {
 //
 // It can be passed to loadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type observeMaps struct {
-	Doomed *ebpf.Map `ebpf:"doomed"`
-	Stacks *ebpf.Map `ebpf:"stacks"`
-	Wakes  *ebpf.Map `ebpf:"wakes"`
+	Closed   *ebpf.Map `ebpf:"closed"`
+	Doomed   *ebpf.Map `ebpf:"doomed"`
+	Followed *ebpf.Map `ebpf:"followed"`
+	Hangups  *ebpf.Map `ebpf:"hangups"`
+	Stacks   *ebpf.Map `ebpf:"stacks"`
+	Wakes    *ebpf.Map `ebpf:"wakes"`
 }
 
 func (m *observeMaps) Close() error {
 	return _ObserveClose(
+		m.Closed,
 		m.Doomed,
+		m.Followed,
+		m.Hangups,
 		m.Stacks,
 		m.Wakes,
 	)
@@ -168,6 +236,8 @@ func (m *observeMaps) Close() error {
 //
 // It can be passed to loadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type observeVariables struct {
+	AnyHangup  *ebpf.Variable `ebpf:"any_hangup"`
+	Following  *ebpf.Variable `ebpf:"following"`
 	Landmarks  *ebpf.Variable `ebpf:"landmarks"`
 	LostEvents *ebpf.Variable `ebpf:"lost_events"`
 	Observing  *ebpf.Variable `ebpf:"observing"`
@@ -178,16 +248,24 @@ type observeVariables struct {
 // It can be passed to loadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type observePrograms struct {
 	ProcessExit    *ebpf.Program `ebpf:"process_exit"`
+	Returning      *ebpf.Program `ebpf:"returning"`
+	SetSockState   *ebpf.Program `ebpf:"set_sock_state"`
 	SignalDeliver  *ebpf.Program `ebpf:"signal_deliver"`
 	SignalGenerate *ebpf.Program `ebpf:"signal_generate"`
+	SwappedIn      *ebpf.Program `ebpf:"swapped_in"`
+	Switching      *ebpf.Program `ebpf:"switching"`
 	Waking         *ebpf.Program `ebpf:"waking"`
 }
 
 func (p *observePrograms) Close() error {
 	return _ObserveClose(
 		p.ProcessExit,
+		p.Returning,
+		p.SetSockState,
 		p.SignalDeliver,
 		p.SignalGenerate,
+		p.SwappedIn,
+		p.Switching,
 		p.Waking,
 	)
 }

@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -15,9 +16,10 @@ import (
 //
 // It is not safe for concurrent use.
 type Observer struct {
-	coll  *ebpf.Collection
-	exec  *Executor
-	links []link.Link
+	coll    *ebpf.Collection
+	exec    *Executor
+	links   []link.Link
+	swapIns bool // counted
 }
 
 // NewObserver loads and attaches the measurement of what happens to the
@@ -27,9 +29,13 @@ func NewObserver(exec *Executor) (*Observer, error) {
 	return newObserver(exec, 4*exec.coll.Maps[executeMapDoomed].MaxEntries())
 }
 
-// stampers are the programs that write down when something happened, the first
-// time: running one twice does no harm. waking counts, and has no second.
-var stampers = []string{observeProgSignalGenerate, observeProgSignalDeliver, observeProgProcessExit}
+// stampers are the programs that write down that something happened, the first
+// time: running one twice does no harm.
+var stampers = []string{observeProgSignalGenerate, observeProgSignalDeliver, observeProgProcessExit,
+	observeProgSetSockState, observeProgReturning}
+
+// counters are the programs that have no second: they run with preemption off.
+var counters = []string{observeProgWaking, observeProgSwitching}
 
 // newObserver has space for so many different wakes.
 func newObserver(exec *Executor, wakes uint32) (*Observer, error) {
@@ -46,23 +52,48 @@ func newObserver(exec *Executor, wakes uint32) (*Observer, error) {
 	}
 	doomed := exec.coll.Maps[executeMapDoomed]
 	spec.Maps[observeMapDoomed].MaxEntries = doomed.MaxEntries()
-	spec.Maps[observeMapWakes].MaxEntries = wakes
+	for _, m := range []string{observeMapWakes, observeMapFollowed} {
+		spec.Maps[m].MaxEntries = wakes
+	}
+	spec.Maps[observeMapClosed].MaxEntries = max(wakes, connectionsMin)
 	opts := collectionOptions()
 	opts.MapReplacements = map[string]*ebpf.Map{observeMapDoomed: doomed}
 	addSeconds(spec, stampers...)
-	coll, err := ebpf.NewCollectionWithOptions(spec, *opts)
-	if err != nil {
+	o := &Observer{exec: exec}
+	if o.coll, o.swapIns, err = loadObserver(spec, opts); err != nil {
 		return nil, fmt.Errorf("load observe programs: %w", err)
 	}
-	o := &Observer{coll: coll, exec: exec}
-	for _, name := range append([]string{observeProgWaking}, stampers...) {
-		links, err := attachTracepoint(coll, name)
+	for _, name := range append(counters, stampers...) {
+		links, err := attachTracepoint(o.coll, name)
 		o.links = append(o.links, links...)
 		if err != nil {
 			return nil, errors.Join(err, o.Close())
 		}
 	}
+	if o.swapIns {
+		l, err := link.AttachTracing(link.TracingOptions{Program: o.coll.Programs[observeProgSwappedIn]})
+		if err != nil {
+			o.swapIns = false
+		} else {
+			o.links = append(o.links, l)
+		}
+	}
 	return o, nil
+}
+
+// connectionsMin is the least number of TCP connections that can be told when
+// the dying close them.
+const connectionsMin = 16 << 10
+
+// loadObserver loads the programs, without the one that counts swap-ins where
+// the kernel does not let programs attach to its functions.
+func loadObserver(spec *ebpf.CollectionSpec, opts *ebpf.CollectionOptions) (coll *ebpf.Collection, swapIns bool, err error) {
+	if coll, err := ebpf.NewCollectionWithOptions(spec.Copy(), *opts); err == nil {
+		return coll, true, nil
+	}
+	delete(spec.Programs, observeProgSwappedIn)
+	coll, err = ebpf.NewCollectionWithOptions(spec, *opts)
+	return coll, false, err
 }
 
 // Close detaches and unloads the observer, and reports every error.
@@ -102,13 +133,21 @@ type Fate struct {
 }
 
 // Wake counts the wakes of one process by one dying process through one
-// channel.
+// channel, and what came of them until the woken threads slept again.
 type Wake struct {
 	Cause     waitgraph.KernelIdentity
 	Wakee     waitgraph.KernelIdentity
 	WakeeComm string
 	Channel   waitgraph.Channel
 	Count     uint64
+
+	// Ended is how many of Count were followed until the thread slept until
+	// its next event, or exited. The figures below are about those alone.
+	Ended       uint64
+	Returned    uint64        // went back to user mode
+	MajorFaults uint64        // pages read from a disk, a swapped-out one's among them
+	SwapIns     uint64        // faults on swapped-out pages, 0 unless Observation.SwapIns
+	CPU         time.Duration // used by the threads, in the kernel and outside
 }
 
 // Observation is everything that an [Observer] measured.
@@ -118,6 +157,9 @@ type Observation struct {
 	// Lost counts wakes and forks that found no space, and forks, signals and
 	// exits that the kernel did not let the programs see.
 	Lost uint64
+	// SwapIns says that the wakes' swap-ins could be counted: the kernel lets
+	// programs attach to its functions (CONFIG_FUNCTION_TRACER).
+	SwapIns bool
 }
 
 // Collect reads what was measured.
@@ -126,7 +168,7 @@ func (o *Observer) Collect() (*Observation, error) {
 	if err != nil {
 		return nil, err
 	}
-	obs := &Observation{}
+	obs := &Observation{SwapIns: o.swapIns}
 	for tgid, d := range doomed {
 		obs.Fates = append(obs.Fates, Fate{
 			KernelIdentity: waitgraph.KernelIdentity{KernelPID: tgid, StartNS: d.StartNs},
@@ -182,11 +224,20 @@ func (o *Observer) wakes() ([]Wake, error) {
 		if merged[mk] == nil {
 			merged[mk] = &Wake{Cause: mk.cause, Wakee: mk.wakee, WakeeComm: comm(w.Comm[:]), Channel: mk.channel}
 		}
-		merged[mk].Count += w.Count
+		merged[mk].add(&w)
 	}
 	out := make([]Wake, 0, len(merged))
 	for _, w := range merged {
 		out = append(out, *w)
 	}
 	return out, nil
+}
+
+func (w *Wake) add(more *observeWake) {
+	w.Count += more.Count
+	w.Ended += more.Ended
+	w.Returned += more.Returned
+	w.MajorFaults += more.MajorFaults
+	w.SwapIns += more.SwapIns
+	w.CPU += time.Duration(more.CpuNs)
 }

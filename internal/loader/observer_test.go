@@ -2,6 +2,7 @@ package loader
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfkill/bpfkill/internal/nstest"
 	"github.com/bpfkill/bpfkill/internal/storm"
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
@@ -40,10 +42,14 @@ func TestBystandersWakeIsNamed(t *testing.T) {
 	if !d.settled(t) {
 		t.Fatal("the reader died")
 	}
-	got := wakesOf(t, o, d.reader)
+	var got []Wake
+	eventually(t, "the reader has gone to sleep again", func() bool {
+		got = wakesOf(t, o, d.reader)
+		return len(got) == 1 && got[0].Ended == 1
+	})
 	want := Wake{Cause: d.writer.KernelIdentity(), Wakee: d.reader.KernelIdentity(), WakeeComm: "router",
-		Channel: waitgraph.ChannelPipe, Count: 1}
-	if len(got) != 1 || got[0] != want {
+		Channel: waitgraph.ChannelPipe, Count: 1, Ended: 1, Returned: 1, MajorFaults: got[0].MajorFaults, CPU: got[0].CPU}
+	if got[0] != want || got[0].CPU == 0 {
 		t.Errorf("%+v, want one %+v", got, want)
 	}
 	f := fateOf(t, o, d.writer)
@@ -72,6 +78,9 @@ func TestEarlyWake(t *testing.T) {
 	if w := fateOf(t, o, d.writer); w.EarlyNS != 0 || w.Tripped {
 		t.Errorf("the writer: %+v", w)
 	}
+	if w := wakesOf(t, o, d.reader); len(w) != 1 || w[0].Ended != 1 || w[0].Returned != 0 {
+		t.Errorf("%+v, want one wake that ended before user mode", w)
+	}
 }
 
 // TestNoWakeInTheRightOrder is the counterpart: nothing is charged to anybody.
@@ -92,6 +101,59 @@ func TestNoWakeInTheRightOrder(t *testing.T) {
 	}
 }
 
+// TestCostOfAWake: what a woken process brings back from swap until it sleeps
+// again is counted.
+func TestCostOfAWake(t *testing.T) {
+	e := newExecutor(t)
+	swapSpace(t)
+	const memory = 1 << 20
+	o := observe(t, e)
+	s := stage(t, storm.Options{Topology: "herd", Processes: 1, MemBytes: memory})
+	m := members(t, s)
+	out, err := s.SwapOut(t.Context())
+	must(t, err)
+	must(t, e.Doom(m["writer"]))
+	kill(t, int(m["writer"][0].PID))
+	var got []Wake
+	eventually(t, "the reader has gone to sleep again", func() bool {
+		got = wakesOf(t, o, m["reader"][0])
+		return len(got) == 1 && got[0].Ended == 1
+	})
+	obs, err := o.Collect()
+	must(t, err)
+	// Pages of a few kilobytes each; read ahead, they cost no fault on a disk.
+	want := uint64(memory*9/10) / uint64(os.Getpagesize())
+	if obs.SwapIns && got[0].SwapIns < want || got[0].MajorFaults == 0 || got[0].CPU == 0 {
+		t.Errorf("%+v after %+v; want at least %d swap-ins", got[0], out, want)
+	}
+	if os.Getenv(nstest.VMVariable) == "1" && !obs.SwapIns {
+		t.Error("swap-ins are not counted on a kernel that has all it takes")
+	}
+}
+
+// swapSpace gives a virtual machine compressed memory to swap to. Elsewhere it
+// skips the test unless there is swap space already.
+func swapSpace(t *testing.T) {
+	t.Helper()
+	if err := storm.HaveSwap(); err == nil {
+		return
+	} else if os.Getenv(nstest.VMVariable) != "1" {
+		t.Skip(err)
+	}
+	must(t, os.WriteFile("/sys/block/zram0/disksize", []byte("128M"), 0))
+	for _, tool := range []string{"mkswap", "swapon"} {
+		if out, err := exec.Command(tool, "/dev/zram0").CombinedOutput(); err != nil {
+			t.Fatalf("%s: %v: %s", tool, err, out)
+		}
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("swapoff", "/dev/zram0").CombinedOutput(); err != nil {
+			t.Errorf("swapoff: %v: %s", err, out)
+		}
+		must(t, os.WriteFile("/sys/block/zram0/reset", []byte("1"), 0))
+	})
+}
+
 // TestParentsWakeIsTheChildChannel: a parent in wait4 is a bystander as well.
 func TestParentsWakeIsTheChildChannel(t *testing.T) {
 	e := newExecutor(t)
@@ -107,8 +169,8 @@ func TestParentsWakeIsTheChildChannel(t *testing.T) {
 	<-waited
 	found := false
 	for _, w := range wakesOf(t, o, v.process(t, selfPID)) {
-		found = found || w.Channel == waitgraph.ChannelChild || w.Channel == waitgraph.ChannelPidfd || w.Channel == waitgraph.ChannelOther
-		if w.Channel == waitgraph.ChannelParentDeath {
+		found = found || w.Channel == waitgraph.ChannelChild
+		if w.Channel == waitgraph.ChannelParentDeath || w.Channel == waitgraph.ChannelPidfd {
 			t.Errorf("%+v", w)
 		}
 	}

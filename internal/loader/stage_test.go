@@ -209,6 +209,10 @@ var roles = map[string]func() error{
 	"armed":    armedInside,
 	"batch":    batchInside,
 	"breed":    breed,
+	"lock":     takeLock,
+	"robust":   ownRobust,
+	"parent":   parentOfOne,
+	"sleep":    sleepOn,
 }
 
 var scratch [64]byte

@@ -1,0 +1,365 @@
+package loader
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"syscall"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
+)
+
+// TestChannels: a process that dies wakes a thread of this process, and the
+// observer names what it was through.
+func TestChannels(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		channel waitgraph.Channel
+		stage   func(t *testing.T) *process // the process to kill; this one waits
+	}{
+		{"pipe, through nested epoll", waitgraph.ChannelPipe, nestedEpoll},
+		{"unix stream", waitgraph.ChannelUnix, func(t *testing.T) *process { return unixPeer(t, unix.SOCK_STREAM) }},
+		{"unix seqpacket", waitgraph.ChannelUnix, func(t *testing.T) *process { return unixPeer(t, unix.SOCK_SEQPACKET) }},
+		{"unix datagram, queue full", waitgraph.ChannelUnix, unixReceiver},
+		{"unix listener", waitgraph.ChannelUnix, func(t *testing.T) *process {
+			return listener(t, unix.AF_UNIX, &unix.SockaddrUnix{Name: filepath.Join(t.TempDir(), "socket")})
+		}},
+		{"tcp over IPv4", waitgraph.ChannelTCP, func(t *testing.T) *process { return tcpPeer(t, unix.AF_INET, loopback4) }},
+		{"tcp over IPv6", waitgraph.ChannelTCP, func(t *testing.T) *process { return tcpPeer(t, unix.AF_INET6, loopback6) }},
+		{"tcp, reset", waitgraph.ChannelTCP, func(t *testing.T) *process { return tcpReset(t) }},
+		{"tcp listener", waitgraph.ChannelTCP, func(t *testing.T) *process { return listener(t, unix.AF_INET, loopback4) }},
+		{"terminal's master", waitgraph.ChannelPTY, func(t *testing.T) *process { return ptyHolder(t, 0) }},
+		{"terminal's slave", waitgraph.ChannelPTY, func(t *testing.T) *process { return ptyHolder(t, 1) }},
+		{"flock", waitgraph.ChannelLock, func(t *testing.T) *process { return locker(t, "flock") }},
+		{"POSIX lock", waitgraph.ChannelLock, func(t *testing.T) *process { return locker(t, "posix") }},
+		{"OFD lock", waitgraph.ChannelLock, func(t *testing.T) *process { return locker(t, "ofd") }},
+		{"robust futex", waitgraph.ChannelFutex, robustOwner},
+		{"pidfd", waitgraph.ChannelPidfd, pidfdOf},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			e := newExecutor(t)
+			o := observe(t, e)
+			p := test.stage(t)
+			v := take(t)
+			must(t, e.Doom([]waitgraph.Process{v.process(t, p.PID)}))
+			must(t, p.Process.Kill())
+			p.Wait()
+			found := false
+			// Through ksoftirqd it may take a moment after the death.
+			eventually(t, "the wake is counted as "+test.channel.String(), func() bool {
+				for _, w := range wakesOf(t, o, v.process(t, selfPID)) {
+					if w.Channel == waitgraph.ChannelOther {
+						t.Errorf("%+v", w)
+					}
+					found = found || w.Channel == test.channel && w.Cause.KernelPID == v.process(t, p.PID).KernelPID
+				}
+				return found
+			})
+		})
+	}
+}
+
+var (
+	loopback4 = &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}
+	loopback6 = &unix.SockaddrInet6{Addr: [16]byte{15: 1}}
+)
+
+// file makes a file of a descriptor; it is closed with the test.
+func file(t *testing.T, fd int, err error) *os.File {
+	t.Helper()
+	must(t, err)
+	f := os.NewFile(uintptr(fd), "staged")
+	pipeEnds = append(pipeEnds, f)
+	return f
+}
+
+// holder starts a process that holds files, the only one then.
+func holder(t *testing.T, files ...*os.File) *process {
+	t.Helper()
+	p := start(t, "idle", nil, files...)
+	p.says(t)
+	for _, f := range files {
+		must(t, f.Close())
+	}
+	return p
+}
+
+func readFrom(t *testing.T, f *os.File) {
+	t.Helper()
+	sleepIn(t, unix.SYS_READ, f.Fd(), uintptr(unsafe.Pointer(&scratch)), 1)
+}
+
+func nestedEpoll(t *testing.T) *process {
+	pipe := newPipe(t)
+	inner, err := unix.EpollCreate1(0)
+	in := file(t, inner, err)
+	outer, err := unix.EpollCreate1(0)
+	out := file(t, outer, err)
+	must(t, unix.EpollCtl(inner, unix.EPOLL_CTL_ADD, int(pipe.r.Fd()), &unix.EpollEvent{Events: unix.EPOLLIN}))
+	must(t, unix.EpollCtl(outer, unix.EPOLL_CTL_ADD, int(in.Fd()), &unix.EpollEvent{Events: unix.EPOLLIN}))
+	p := holder(t, pipe.w)
+	sleepIn(t, unix.SYS_EPOLL_PWAIT, out.Fd(), uintptr(unsafe.Pointer(&events)), 1, ^uintptr(0), 0, 8)
+	return p
+}
+
+// What the kernel writes to while a thread sleeps: memory that stays where it is.
+var (
+	events [1]unix.EpollEvent
+	polled unix.PollFd
+)
+
+func unixPeer(t *testing.T, kind int) *process {
+	fds, err := unix.Socketpair(unix.AF_UNIX, kind, 0)
+	ours, theirs := file(t, fds[0], err), file(t, fds[1], err)
+	p := holder(t, theirs)
+	readFrom(t, ours)
+	return p
+}
+
+// unixReceiver does not receive: this process waits for space in its queue.
+func unixReceiver(t *testing.T) *process {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM, 0)
+	ours, theirs := file(t, fds[0], err), file(t, fds[1], err)
+	for err == nil {
+		err = unix.Sendto(int(ours.Fd()), []byte{1}, unix.MSG_DONTWAIT, nil)
+	}
+	p := holder(t, theirs)
+	sleepIn(t, unix.SYS_WRITE, ours.Fd(), uintptr(unsafe.Pointer(&scratch)), 1)
+	return p
+}
+
+// listen returns a socket that listens at an address, and the address.
+func listen(t *testing.T, family int, at unix.Sockaddr) (*os.File, unix.Sockaddr) {
+	t.Helper()
+	fd, err := unix.Socket(family, unix.SOCK_STREAM, 0)
+	l := file(t, fd, err)
+	must(t, unix.Bind(fd, at))
+	must(t, unix.Listen(fd, 8))
+	addr, err := unix.Getsockname(fd)
+	must(t, err)
+	return l, addr
+}
+
+func connect(t *testing.T, family int, to unix.Sockaddr) *os.File {
+	t.Helper()
+	fd, err := unix.Socket(family, unix.SOCK_STREAM, 0)
+	c := file(t, fd, err)
+	must(t, unix.Connect(fd, to))
+	return c
+}
+
+// listener has not accepted the connection on which this process waits.
+func listener(t *testing.T, family int, at unix.Sockaddr) *process {
+	l, addr := listen(t, family, at)
+	c := connect(t, family, addr)
+	p := holder(t, l)
+	readFrom(t, c)
+	return p
+}
+
+func tcpPair(t *testing.T, family int, at unix.Sockaddr) (ours, theirs *os.File) {
+	t.Helper()
+	l, addr := listen(t, family, at)
+	c := connect(t, family, addr)
+	fd, _, err := unix.Accept(int(l.Fd()))
+	return c, file(t, fd, err)
+}
+
+func tcpPeer(t *testing.T, family int, at unix.Sockaddr) *process {
+	ours, theirs := tcpPair(t, family, at)
+	p := holder(t, theirs)
+	readFrom(t, ours)
+	return p
+}
+
+// tcpReset has not read what it was sent, so that its death resets the
+// connection.
+func tcpReset(t *testing.T) *process {
+	ours, theirs := tcpPair(t, unix.AF_INET, loopback4)
+	if _, err := unix.Write(int(ours.Fd()), []byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	p := holder(t, theirs)
+	readFrom(t, ours)
+	return p
+}
+
+// ptyHolder holds one end of a terminal, master or slave; this process reads
+// from the other.
+func ptyHolder(t *testing.T, end int) *process {
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY, 0)
+	master := file(t, fd, err)
+	must(t, unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0))
+	sfd, _, errno := unix.Syscall(unix.SYS_IOCTL, master.Fd(), unix.TIOCGPTPEER, unix.O_RDWR|unix.O_NOCTTY)
+	if errno != 0 {
+		t.Fatal(errno)
+	}
+	ends := []*os.File{master, file(t, int(sfd), nil)}
+	p := holder(t, ends[end])
+	readFrom(t, ends[1-end])
+	return p
+}
+
+// locker holds a lock that this process waits for.
+func locker(t *testing.T, kind string) *process {
+	path := filepath.Join(t.TempDir(), "lock")
+	p := start(t, "lock", func(c *exec.Cmd) { c.Env = append(c.Env, "KIND="+kind, "FILE="+path) })
+	p.says(t)
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	must(t, err)
+	pipeEnds = append(pipeEnds, f)
+	number, args, _ := lockCall(kind, f.Fd())
+	sleepIn(t, number, args...)
+	return p
+}
+
+var wholeFile = unix.Flock_t{Type: unix.F_WRLCK}
+
+func lockCall(kind string, fd uintptr) (number uintptr, args []uintptr, err error) {
+	switch kind {
+	case "flock":
+		return unix.SYS_FLOCK, []uintptr{fd, unix.LOCK_EX}, nil
+	case "posix":
+		return unix.SYS_FCNTL, []uintptr{fd, unix.F_SETLKW, uintptr(unsafe.Pointer(&wholeFile))}, nil
+	case "ofd":
+		return unix.SYS_FCNTL, []uintptr{fd, unix.F_OFD_SETLKW, uintptr(unsafe.Pointer(&wholeFile))}, nil
+	}
+	return 0, nil, fmt.Errorf("no lock is called %q", kind)
+}
+
+// takeLock is a role: it takes a lock, and keeps it.
+func takeLock() error {
+	f, err := os.Create(os.Getenv("FILE"))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	number, args, err := lockCall(os.Getenv("KIND"), f.Fd())
+	if err != nil {
+		return err
+	}
+	args = append(args, 0)
+	if _, _, errno := unix.Syscall(number, args[0], args[1], args[2]); errno != 0 {
+		return errno
+	}
+	return untilEOF()
+}
+
+// robust is a page that two processes share: a robust list's only entry, and
+// the futex behind it.
+type robust struct {
+	next  uintptr
+	futex uint32
+}
+
+var robustHead struct{ next, offset, pending uintptr }
+
+func mapRobust(fd uintptr) (*robust, error) {
+	page, err := unix.Mmap(int(fd), 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return nil, err
+	}
+	return (*robust)(unsafe.Pointer(&page[0])), nil
+}
+
+// robustOwner owns a robust mutex that this process waits for.
+func robustOwner(t *testing.T) *process {
+	fd, err := unix.MemfdCreate("robust", 0)
+	page := file(t, fd, err)
+	must(t, unix.Ftruncate(fd, int64(os.Getpagesize())))
+	p := start(t, "robust", nil, page)
+	owner, err := strconv.ParseUint(p.says(t), 10, 32)
+	must(t, err)
+	r, err := mapRobust(page.Fd())
+	must(t, err)
+	const futexWait = 0
+	sleepIn(t, unix.SYS_FUTEX, uintptr(unsafe.Pointer(&r.futex)), futexWait, uintptr(owner), 0, 0, 0)
+	return p
+}
+
+// ownRobust is a role: the owner of a robust mutex that somebody waits for.
+func ownRobust() error {
+	runtime.LockOSThread()
+	r, err := mapRobust(3)
+	if err != nil {
+		return err
+	}
+	const waiters = 1 << 31
+	head := &robustHead
+	head.next, head.offset = uintptr(unsafe.Pointer(r)), unsafe.Offsetof(r.futex)
+	r.next = uintptr(unsafe.Pointer(head))
+	r.futex = uint32(unix.Gettid()) | waiters
+	if _, _, errno := unix.Syscall(unix.SYS_SET_ROBUST_LIST, uintptr(unsafe.Pointer(head)), unsafe.Sizeof(*head), 0); errno != 0 {
+		return errno
+	}
+	fmt.Println(r.futex)
+	return untilEOF()
+}
+
+func pidfdOf(t *testing.T) *process {
+	p := holder(t)
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	file(t, fd, err)
+	polled = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
+	sleepIn(t, unix.SYS_PPOLL, uintptr(unsafe.Pointer(&polled)), 1, 0, 0)
+	return p
+}
+
+// TestParentDeathSignal: to a child that asked for it.
+func TestParentDeathSignal(t *testing.T) {
+	e := newExecutor(t)
+	o := observe(t, e)
+	parent := start(t, "parent", nil)
+	pid, err := strconv.Atoi(parent.says(t))
+	must(t, err)
+	eventually(t, "the thread that will take the signal sleeps", func() bool {
+		return asleepIn(pid, pid, unix.SYS_PPOLL) || asleepIn(pid, pid, unix.SYS_FUTEX)
+	})
+	v := take(t)
+	child := v.process(t, pid)
+	must(t, e.Doom([]waitgraph.Process{v.process(t, parent.PID)}))
+	must(t, parent.Process.Kill())
+	parent.Wait()
+	eventually(t, "the child's wake is counted", func() bool {
+		for _, w := range wakesOf(t, o, child) {
+			if w.Channel == waitgraph.ChannelParentDeath {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// parentOfOne is a role: its child wants SIGUSR1 at its death.
+func parentOfOne() error {
+	runtime.LockOSThread() // the parent of a child is a thread
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), roleVariable+"=sleep")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: unix.SIGUSR1}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	if _, err := out.Read(scratch[:1]); err != nil {
+		return err
+	}
+	fmt.Println(cmd.Process.Pid)
+	return untilEOF()
+}
+
+// sleepOn is a role: it dies of SIGUSR1, and of nothing else.
+func sleepOn() error {
+	fmt.Println("ready")
+	_, err := unix.Ppoll(nil, nil, nil)
+	return err
+}
