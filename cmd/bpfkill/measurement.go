@@ -98,7 +98,13 @@ func (m *measurement) wakes(self int32) {
 	}
 	bystanders := make(map[waitgraph.KernelIdentity]bool)
 	for _, w := range m.seen.Wakes {
-		row := report.Wake{Comm: w.WakeeComm, Channel: w.Channel.String(), Count: w.Count}
+		row := report.Wake{
+			Comm: w.WakeeComm, Channel: w.Channel.String(), Count: w.Count,
+			Followed: w.Ended, UserReturns: w.Returned, MajorFaults: w.MajorFaults, CPUNS: uint64(w.CPU),
+		}
+		if m.seen.SwapIns {
+			row.SwapIns = &w.SwapIns
+		}
 		if i, ok := m.index[w.Wakee]; ok {
 			row.PID = m.graph.Processes[i].PID
 			if row.PID == self {

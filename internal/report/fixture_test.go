@@ -51,7 +51,8 @@ func killed(n int) *Report {
 	r.DryRun = false
 	r.Result = &Result{
 		Signalled: 2 * n, Gone: 2 * n, WindowNS: 4_600_000, Rounds: 1, BystanderWakes: 1,
-		Wakes:      []Wake{{PID: 1, Comm: "systemd", Channel: "child", Cause: 811, Count: uint64(n), Predicted: true}},
+		Wakes: []Wake{{PID: 1, Comm: "systemd", Channel: "child", Cause: 811, Count: uint64(n), Predicted: true,
+			Followed: uint64(n), UserReturns: uint64(n), SwapIns: new(uint64), CPUNS: uint64(n) * 21_000}},
 		FreedBytes: 14*gib + gib/10, ExitNS: ExitNS{P50: 90_000_000, P99: 200_000_000, Max: 212_000_000},
 	}
 	return r
@@ -73,7 +74,7 @@ func wentWrong() *Report {
 		Skipped:   []Skipped{{PID: 816, Why: "exited before the window"}},
 		Wakes: []Wake{
 			{PID: 814, Comm: "rou\x1b]0;ter", Killed: true, Channel: "pipe", Cause: 813, Count: 1},
-			{PID: 700, Comm: "rsyslogd", Channel: "unix", Cause: 811, Count: 2},
+			{PID: 700, Comm: "rsyslogd", Channel: "unix", Cause: 811, Count: 2, Followed: 1, MajorFaults: 12, CPUNS: 840_000},
 			{PID: 0, Comm: "dockerd", Channel: "pipe", Cause: 811, Count: 1, Predicted: true},
 		},
 		BystanderWakes: 2, SwapInPages: 640, MajorFaults: 12, FreedBytes: 900, LostEvents: 3,

@@ -46,6 +46,14 @@ type Wake struct {
 	Cause     int32  `json:"cause"` // the dying process
 	Count     uint64 `json:"count"`
 	Predicted bool   `json:"predicted"`
+
+	// What came of it until the woken threads slept again, of the wakes that
+	// were followed so far.
+	Followed    uint64  `json:"followed"`
+	UserReturns uint64  `json:"user_returns"` // went back to user mode
+	MajorFaults uint64  `json:"major_faults"`
+	SwapIns     *uint64 `json:"swap_ins"` // faults on swapped-out pages, null where the kernel hides them
+	CPUNS       uint64  `json:"cpu_ns"`
 }
 
 // ExitNS are the times from a process's signal to its exit, in nanoseconds.

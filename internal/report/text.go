@@ -128,6 +128,7 @@ func (t *text) done() {
 	t.headline()
 	t.row("woken before their signal", fmt.Sprint(r.EarlyWakes), "user-mode returns after the window opened   %d", r.UserReturns)
 	t.row("bystanders", fmt.Sprint(r.BystanderWakes), "%s", t.wokenBystanders())
+	t.bystandersCost()
 	if n, who := t.sleptOn(); n > 0 {
 		t.row("expected to wake, did not", fmt.Sprint(n), "%s", who)
 	}
