@@ -63,7 +63,8 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report) 
 	self := int32(os.Getpid())
 	predicted, measured, woke := map[wokenThrough]bool{}, map[wokenThrough]bool{}, map[int32]bool{}
 	for _, b := range r.Plan.Bystanders {
-		if b.PID != self {
+		// An indirect one is not woken by the dying, whose wakes are measured.
+		if b.PID != self && !b.Indirect {
 			predicted[wokenThrough{b.PID, b.Channel}] = true
 		}
 	}

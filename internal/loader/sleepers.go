@@ -18,7 +18,7 @@ const (
 // queues are the entries of wait queues, by queue.
 type queues struct {
 	entries map[uint64][]*snapshotSleeperRecord
-	turns   map[uint64]int32 // by queue, of those where the first sleeper takes the wake
+	turns   map[uint64]int32 // by queue where the first sleeper takes the wake
 	depth   int
 	edge    bool // an instance on the way reports the event once
 }
@@ -93,30 +93,37 @@ func (b *snapshotBuilder) addQueue(q *queues, obj int32, id uint64, through wait
 			b.addQueue(q, obj, r.LinkId, through)
 		case r.Via >= viaChild:
 		case through == waitgraph.ViaPlain:
-			b.addSleeper(obj, r, waitgraph.Via(r.Via), 0)
+			b.addSleeper(obj, r, waitgraph.Via(r.Via))
 		default:
-			b.addSleeper(obj, r, through, q.turn(r))
+			if s := b.addSleeper(obj, r, through); s != nil {
+				s.Turn, s.PassedOn = q.turn(r)
+			}
 		}
 	}
 }
 
-// turn is not 0 for a sleeper on an epoll instance that reports an event once:
-// it takes the wake (ep_poll_callback), and the next one on the same instance
-// sleeps on. Where the event stays, each wakes the next (ep_done_scan).
-func (q *queues) turn(r *snapshotSleeperRecord) int32 {
-	if r.Exclusive == 0 || !q.edge {
-		return 0
+// turn is not 0 for a sleeper on an epoll instance: it takes the wake, and the
+// next one on the same instance sleeps on (ep_poll_callback). An event that
+// stays is passed on by each to the next (ep_done_scan).
+func (q *queues) turn(r *snapshotSleeperRecord) (turn int32, passedOn bool) {
+	if r.Exclusive == 0 {
+		return 0, false
 	}
-	if q.turns[r.QueueId] == 0 {
-		q.turns[r.QueueId] = int32(len(q.turns) + 1)
+	key := r.QueueId
+	if q.edge {
+		key |= 1 // which no queue's address has
 	}
-	return q.turns[r.QueueId]
+	if q.turns[key] == 0 {
+		q.turns[key] = int32(len(q.turns) + 1)
+	}
+	return q.turns[key], !q.edge
 }
 
-func (b *snapshotBuilder) addSleeper(obj int32, r *snapshotSleeperRecord, via waitgraph.Via, turn int32) {
+// addSleeper returns the sleeper that it added, nil where no process sleeps.
+func (b *snapshotBuilder) addSleeper(obj int32, r *snapshotSleeperRecord, via waitgraph.Via) *waitgraph.Sleeper {
 	if r.Tgid == 0 {
 		b.snap.Incomplete.Callbacks++
-		return
+		return nil
 	}
 	file := int32(-1)
 	if via == waitgraph.ViaPoll {
@@ -126,6 +133,7 @@ func (b *snapshotBuilder) addSleeper(obj int32, r *snapshotSleeperRecord, via wa
 	}
 	b.snap.Sleepers = append(b.snap.Sleepers, waitgraph.Sleeper{
 		Object: obj, Process: b.outsider(taskKey{r.Tgid, r.StartNs}, comm(r.Comm[:])),
-		Via: via, Exclusive: r.Exclusive != 0, File: file, Turn: turn,
+		Via: via, Exclusive: r.Exclusive != 0, File: file,
 	})
+	return &b.snap.Sleepers[len(b.snap.Sleepers)-1]
 }

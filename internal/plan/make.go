@@ -47,8 +47,13 @@ func (k *killSet) describe(p *Plan) {
 			if k.in[w] || state&held != 0 {
 				p.Conditions = append(p.Conditions, Condition{Wait{w, s}, state&(fires|follows) != 0})
 			}
-			if !k.in[w] && state&(fires|follows) != 0 && k.takesTurn(w, s) {
-				p.Bystanders = append(p.Bystanders, Bystander{Wait{w, s}, k.g.Processes[w].SwapBytes})
+			if k.in[w] || state&(fires|follows) == 0 {
+				continue
+			}
+			if wakes, indirect := k.takesTurn(w, s); wakes {
+				p.Bystanders = append(p.Bystanders, Bystander{
+					Wait{w, s}, k.g.Processes[w].SwapBytes, indirect || state&follows != 0,
+				})
 				woken = true
 			}
 		}
@@ -64,18 +69,17 @@ func (k *killSet) describe(p *Plan) {
 	}
 }
 
-// takesTurn reports whether s wakes w: of those who take turns only the first
-// that lives.
-func (k *killSet) takesTurn(w, s int32) bool {
-	for _, group := range k.g.Turns(s) {
-		for _, p := range group {
-			if p == w {
-				return true
-			}
-			if !k.in[p] && slices.Contains(group, w) {
-				return false
-			}
+// takesTurn reports whether s wakes w, at once or through others: of those who
+// take turns only the first that lives is woken, and may wake the next.
+func (k *killSet) takesTurn(w, s int32) (wakes, indirect bool) {
+	for _, t := range k.g.Turns(s) {
+		i := slices.Index(t.Waiters, w)
+		if i < 0 {
+			continue
+		}
+		if slices.ContainsFunc(t.Waiters[:i], func(p int32) bool { return !k.in[p] }) {
+			return t.PassedOn, true
 		}
 	}
-	return true
+	return true, false
 }

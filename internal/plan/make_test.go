@@ -169,7 +169,7 @@ func TestFigures(t *testing.T) {
 	if !slices.Equal(p.Unaccounted, []int32{3}) {
 		t.Errorf("unaccounted %v", p.Unaccounted)
 	}
-	wantBystanders := []Bystander{{Wait{2, 0}, 100}, {Wait{2, 1}, 100}, {Wait{3, 1}, 1000}}
+	wantBystanders := []Bystander{{Wait: Wait{2, 0}, SwapBytes: 100}, {Wait: Wait{2, 1}, SwapBytes: 100}, {Wait: Wait{3, 1}, SwapBytes: 1000}}
 	if !slices.Equal(p.Bystanders, wantBystanders) {
 		t.Errorf("bystanders %v, want %v", p.Bystanders, wantBystanders)
 	}

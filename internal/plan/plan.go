@@ -63,6 +63,9 @@ type Condition struct {
 type Bystander struct {
 	Wait
 	SwapBytes uint64 // what the wake may bring back from swap
+	// Indirect is set where not the kill set wakes it, but somebody whom that
+	// wakes or, by a signal, ends.
+	Indirect bool
 }
 
 // Predicted are the figures that follow from the graph alone.

@@ -72,6 +72,8 @@ type Bystander struct {
 	Source    string `json:"source"`
 	SwapBytes uint64 `json:"swap_bytes"`
 	Action    string `json:"action"` // "wake" or "park"
+	// Indirect: not the kill set wakes it, but somebody whom that wakes or ends.
+	Indirect bool `json:"indirect"`
 
 	holders []int32
 }
@@ -141,7 +143,7 @@ func NewPlan(g *waitgraph.Graph, p *plan.Plan, action string) Plan {
 		w := n.wait(b.Wait)
 		out.Bystanders = append(out.Bystanders, Bystander{
 			PID: w.Waiter, Comm: g.Processes[b.Waiter].Comm, Channel: w.Channel, Source: w.Source,
-			SwapBytes: b.SwapBytes, Action: action, holders: n.holdersOf(b.Source),
+			SwapBytes: b.SwapBytes, Action: action, Indirect: b.Indirect, holders: n.holdersOf(b.Source),
 		})
 	}
 	for _, w := range p.Exposed {

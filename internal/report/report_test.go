@@ -118,7 +118,7 @@ func TestJSONHasEveryFieldAndNoNull(t *testing.T) {
 	first := func(list string) any { return plan[list].([]any)[0] }
 	requireKeys(t, "processes", first("processes"), "order", "pid", "start_ns", "comm", "role", "because", "rss_bytes", "swap_bytes")
 	requireKeys(t, "conditions", first("conditions"), "waiter", "channel", "source", "holders", "fires")
-	requireKeys(t, "bystanders", first("bystanders"), "pid", "comm", "channel", "source", "swap_bytes", "action")
+	requireKeys(t, "bystanders", first("bystanders"), "pid", "comm", "channel", "source", "swap_bytes", "action", "indirect")
 	requireKeys(t, "incomplete", plan["incomplete"], "queues", "raced", "records", "callbacks")
 	requireKeys(t, "predicted", plan["predicted"], "wakes_if_killed_naively", "swap_in_bytes_if_killed_naively", "wakes")
 }

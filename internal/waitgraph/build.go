@@ -77,7 +77,7 @@ type builder struct {
 
 	sources          []Source
 	holders, waiters rows
-	turns            map[int32][][]int32
+	turns            map[int32][]Turns
 
 	// Scratch. explained goes by file of the object explainedOf; plain counts its
 	// plain sleepers, by process; seen is the last file for which a process
@@ -192,7 +192,7 @@ func (b *builder) takeTurns(sleepers []sleeper, waiters []int32) {
 			turn[s.process] = s.turn
 		}
 	}
-	var groups [][]int32
+	var groups []Turns
 	at := make(map[int32]int)
 	for _, s := range sleepers {
 		t := turn[s.process]
@@ -203,18 +203,18 @@ func (b *builder) takeTurns(sleepers []sleeper, waiters []int32) {
 		if !ok {
 			i = len(groups)
 			at[t] = i
-			groups = append(groups, nil)
+			groups = append(groups, Turns{PassedOn: s.passedOn})
 		}
-		if !slices.Contains(groups[i], s.process) {
-			groups[i] = append(groups[i], s.process)
+		if !slices.Contains(groups[i].Waiters, s.process) {
+			groups[i].Waiters = append(groups[i].Waiters, s.process)
 		}
 	}
-	groups = slices.DeleteFunc(groups, func(g []int32) bool { return len(g) < 2 })
+	groups = slices.DeleteFunc(groups, func(g Turns) bool { return len(g.Waiters) < 2 })
 	if len(groups) == 0 {
 		return
 	}
 	if b.turns == nil {
-		b.turns = make(map[int32][][]int32)
+		b.turns = make(map[int32][]Turns)
 	}
 	b.turns[int32(len(b.sources))] = groups
 }

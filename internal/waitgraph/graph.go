@@ -45,7 +45,7 @@ type Graph struct {
 	holders, waiters rows // by source
 	held, waits      rows // by process
 
-	turns map[int32][][]int32 // by source
+	turns map[int32][]Turns // by source
 
 	byPID  []int32 // visible processes, by pid, then start time
 	parent []int32 // by process, -1 where unknown
@@ -64,9 +64,15 @@ func (g *Graph) Holders(s int32) []int32 { return g.holders.row(s) }
 // Waiters is Sources[s].Waiters, without a visit to the Source itself.
 func (g *Graph) Waiters(s int32) []int32 { return g.waiters.row(s) }
 
-// Turns lists, for a source, groups of waiters of whom the kernel wakes only
-// one: the first of the group that lives.
-func (g *Graph) Turns(s int32) [][]int32 { return g.turns[s] }
+// Turns are waiters of one source of whom the kernel wakes only one: the first
+// that lives.
+type Turns struct {
+	Waiters  []int32 // in the order of their turns
+	PassedOn bool    // each wakes the next when it runs
+}
+
+// Turns lists the waiters of a source who take turns, if any do.
+func (g *Graph) Turns(s int32) []Turns { return g.turns[s] }
 
 // Conditions is the number of wait conditions: one for each waiter of each
 // source.

@@ -24,6 +24,7 @@ type records struct {
 type sleeper struct {
 	process, file, turn int32
 	via                 Via
+	passedOn            bool
 }
 
 // entry is a Descriptor of the file at hand. The rest of it is seldom needed.
@@ -128,7 +129,7 @@ func (r *records) sortSleepers(s *Snapshot, number []int32) {
 	for i := range s.Sleepers {
 		from := &s.Sleepers[i]
 		at := &start[from.Object+1]
-		to := sleeper{from.Process, -1, from.Turn, from.Via}
+		to := sleeper{from.Process, -1, from.Turn, from.Via, from.PassedOn}
 		if from.File >= 0 {
 			to.file = number[from.File]
 		}

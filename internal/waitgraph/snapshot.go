@@ -215,8 +215,10 @@ type Sleeper struct {
 
 	// Turn is not 0 where the kernel wakes only one of the object's sleepers
 	// with the same Turn: the first of them in Snapshot.Sleepers that lives.
-	// They share an epoll instance.
-	Turn int32
+	// They share an epoll instance. PassedOn is set where each of them, once
+	// it runs, wakes the next: the event is one that stays.
+	Turn     int32
+	PassedOn bool
 }
 
 // Kin says how one process is tied to others by its exit and theirs. Indexes
