@@ -18,6 +18,10 @@ type pattern struct {
 const ere = syntax.POSIX | syntax.OneLine | syntax.DotNL | syntax.ClassNL
 
 func compilePattern(expr string, exact bool) (pattern, error) {
+	expr, err := translate(expr)
+	if err != nil {
+		return pattern{}, err
+	}
 	// First on its own, so that an expression like "a)|(b" cannot become
 	// valid by being wrapped.
 	tree, err := syntax.Parse(expr, ere)

@@ -30,6 +30,22 @@ func TestPatternMatchesAsRegcompDoes(t *testing.T) {
 		{"a{2,3}", true, "aaa", true},
 		{"a{2,3}", true, "aaaa", false},
 
+		// Where the dialects differ.
+		{"a{,2}", true, "aa", true},
+		{"a{,2}", true, "aaa", false},
+		{`[\.]`, true, `\`, true}, // a backslash in brackets is itself
+		{`[a\]`, true, `\`, true},
+		{`[^\]`, true, `\`, false},
+		{"[]a]", true, "]", true},
+		{"[^]a]", true, "]", false},
+		{"[[.p.]]ostgres", true, "postgres", true},
+		{"[[=a=]]", true, "a", true},
+		{"[a-]", true, "-", true},
+		{"[a^]", true, "^", true},
+		{"[a[]", true, "[", true},
+		{"[[:alpha:]_-]+", true, "a_-", true},
+		{`a\{1}`, true, "a{1}", true},
+
 		// A name of two lines is one text: it is not one of its lines.
 		{"^smtpserver$", false, "x\nsmtpserver", false},
 		{"smtpserver", true, "smtpserver\nx", false},
@@ -52,7 +68,8 @@ func TestPatternMatchesAsRegcompDoes(t *testing.T) {
 }
 
 func TestPatternRefusesWhatIsNoERE(t *testing.T) {
-	for _, expr := range []string{"(", "a)|(b", "[", "[[:nope:]]", "*a", `\d`, "(?i)a", "a{2,1}", `\`} {
+	for _, expr := range []string{"(", "a)|(b", "[", "[[:nope:]]", "*a", `\d`, "(?i)a", "a{2,1}", `\`,
+		`\<smtp`, `smtp\>`, "\\`a", `a\'`, "^*a", "^+", "[[.ab.]]", "[[:alpha:]", "[a"} {
 		for _, exact := range []bool{false, true} {
 			if _, err := compilePattern(expr, exact); err == nil {
 				t.Errorf("%q (exact %v) compiles", expr, exact)
