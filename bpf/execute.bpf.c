@@ -28,9 +28,25 @@ const volatile __u32 killer_uid = 0;
 const volatile __u32 killer_euid = 0;
 const volatile bool killer_cap_kill = false;
 
-/* The window: one store to opened_ns opens it. Both are bpf_ktime_get_ns(). */
+/* Of the machine: bytes that hold a bit for each CPU, a multiple of 8. */
+const volatile __u32 cpu_bytes = 8;
+
+/* The window: one store to opened_ns opens it. delivered_ns is when the last
+ * signal was sent, released_ns when the targets may run again. All are
+ * bpf_ktime_get_ns(). */
 __u64 opened_ns = 0;
 __u64 deadline_ns = 0;
+__u64 delivered_ns = 0;
+__u64 released_ns = 0;
+
+/* Threads and children that the doomed have started: whoever lists their threads
+ * and finds no more births afterwards has all of them. */
+__u64 births = 0;
+
+/* Context switches to the doomed from the opening to the last signal, and from
+ * there to the release. */
+__u64 window_switches = 0;
+__u64 reap_switches = 0;
 
 /* Set once the forks of processes that the snapshot shows are out of the map:
  * from then on it leads from the others to their doomed ancestors. */
@@ -64,6 +80,14 @@ struct {
 static __always_inline bool armed(void)
 {
 	return opened_ns && bpf_ktime_get_ns() < deadline_ns;
+}
+
+static __always_inline struct doomed *find_doomed(struct task_struct *task)
+{
+	__s32 tgid = BPF_CORE_READ(task, tgid);
+	struct doomed *d = bpf_map_lookup_elem(&doomed, &tgid);
+
+	return d && d->start_ns == group_start_ns(task) ? d : 0;
 }
 
 /* What kill(2) would say (kernel/signal.c, kill_ok_by_cred), asked again at the
@@ -121,8 +145,11 @@ int BPF_PROG(track_fork, struct task_struct *parent, struct task_struct *child)
 	};
 	struct forked *own;
 
-	if (tgid == parent_tgid)
+	if (tgid == parent_tgid) {
+		if (find_doomed(parent))
+			__sync_fetch_and_add(&births, 1);
 		return 0;
+	}
 	if (bpf_map_update_elem(&forks, &tgid, &f, BPF_ANY))
 		__sync_fetch_and_add(&lost_forks, 1);
 	own = bpf_map_lookup_elem(&forks, &parent_tgid);
@@ -132,6 +159,7 @@ int BPF_PROG(track_fork, struct task_struct *parent, struct task_struct *child)
 		return 0;
 	if (bpf_map_update_elem(&doomed, &tgid, &inherited, BPF_ANY))
 		__sync_fetch_and_add(&lost_forks, 1);
+	__sync_fetch_and_add(&births, 1);
 	return 0;
 }
 
@@ -174,6 +202,73 @@ int tripwire(void *ctx)
 		d->tripped = true;
 	if (d->woken && !sigkill_pending(task))
 		d->returned = true;
+	return 0;
+}
+
+/* Types that only cross as bytes: naming them here puts them into BTF, from
+ * which bpf2go makes the Go types. */
+const struct thread_record *thread_record_type __attribute__((unused));
+
+/* What restores the task's affinity. A mask that somebody asked for is kept
+ * beside the effective one since v6.2: without one, every CPU was asked for, and
+ * cpusets alone say where it runs. */
+static __always_inline void read_wanted(struct thread_record *r, struct task_struct *task)
+{
+	struct cpumask *asked;
+
+	if (!bpf_core_type_exists(struct affinity_context)) {
+		__builtin_memcpy(r->wanted, r->allowed, sizeof(r->wanted));
+		return;
+	}
+	asked = BPF_CORE_READ(task, user_cpus_ptr);
+	if (asked)
+		bpf_probe_read_kernel(r->wanted, cpu_bytes, asked);
+	else
+		__builtin_memset(r->wanted, 0xff, sizeof(r->wanted));
+}
+
+SEC("iter/task")
+int threads(struct bpf_iter__task *ctx)
+{
+	struct task_struct *task = ctx->task, *reader;
+	struct thread_record r = {};
+	struct pid_namespace *ns;
+	struct signal_struct *signal;
+	struct pid *self;
+	__u32 level;
+
+	if (!task || task->exit_state || cpu_bytes > sizeof(r.allowed) || !find_doomed(task))
+		return 0;
+	reader = (void *)bpf_get_current_task();
+	self = BPF_CORE_READ(reader, thread_pid);
+	level = BPF_CORE_READ(self, level);
+	ns = pid_own_ns(self);
+	signal = BPF_CORE_READ(task, signal);
+	r.start_ns = group_start_ns(task);
+	r.tgid = task->tgid;
+	r.tid = pid_number(BPF_CORE_READ(task, thread_pid), level, ns);
+	r.pid = pid_number(BPF_CORE_READ(task, group_leader, thread_pid), level, ns);
+	r.pgid = pid_number(BPF_CORE_READ(signal, pids[PIDTYPE_PGID]), level, ns);
+	r.sid = pid_number(BPF_CORE_READ(signal, pids[PIDTYPE_SID]), level, ns);
+	r.policy = task->policy;
+	r.rt_priority = task->rt_priority;
+	bpf_probe_read_kernel(r.allowed, cpu_bytes,
+			      (void *)task + bpf_core_field_offset(struct task_struct, cpus_mask));
+	read_wanted(&r, task);
+	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
+	return 0;
+}
+
+/* Whether a target runs while the window is open. */
+SEC("tp_btf/sched_switch")
+int BPF_PROG(count_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
+{
+	if (!opened_ns || released_ns || !find_doomed(next))
+		return 0;
+	if (delivered_ns)
+		__sync_fetch_and_add(&reap_switches, 1);
+	else
+		__sync_fetch_and_add(&window_switches, 1);
 	return 0;
 }
 
@@ -234,6 +329,7 @@ int deliver(struct deliver_args *args)
 {
 	opened_ns = bpf_ktime_get_ns();
 	bpf_loop(args->victims, deliver_one, 0, 0);
+	delivered_ns = bpf_ktime_get_ns();
 	return 0;
 }
 

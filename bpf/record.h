@@ -51,6 +51,21 @@ struct process_record {
 #define PROCESS_EXITKILL 64 /* its tracer's death kills it */
 #define PROCESS_OUTSIDE 128 /* not in the reader's namespace: somebody's parent */
 
+/* iter/task: one for each thread of the doomed that has not exited. Masks have
+ * a bit for each CPU. */
+#define CPU_WORDS 16 /* 1024 CPUs */
+
+struct thread_record {
+	__u64 start_ns; /* of the thread group leader */
+	__u64 allowed[CPU_WORDS]; /* where it may run now */
+	__u64 wanted[CPU_WORDS]; /* what to set to undo a change */
+	__s32 tgid; /* in the initial pid namespace */
+	__s32 tid, pid, pgid, sid; /* in the reader's pid namespace, 0: not there */
+	__u32 policy; /* SCHED_* */
+	__u32 rt_priority;
+	__u32 pad;
+};
+
 /* iter/task_file: one for each descriptor whose end can wake somebody. */
 struct descriptor_record {
 	__u64 start_ns; /* of the thread group leader */

@@ -362,9 +362,20 @@ struct sched_entity {
 	__u64 sum_exec_runtime;
 };
 
+struct cpumask { /* its size is the kernel's NR_CPUS in bits */
+	unsigned long bits[1];
+};
+
+struct affinity_context { /* v6.2, 713a2e21a513 */
+	unsigned int flags;
+};
+
 struct task_struct {
 	unsigned int __state; /* since v5.14, 2f064a59a11f */
 	unsigned int flags;
+	unsigned int policy, rt_priority;
+	struct cpumask cpus_mask;
+	struct cpumask *user_cpus_ptr; /* what the user asked for, since v6.2 8f9ea86fdf99 */
 	int exit_state;
 	int exit_signal;
 	int pid, tgid;

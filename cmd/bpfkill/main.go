@@ -7,9 +7,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"github.com/bpfkill/bpfkill/internal/window"
 )
 
 func main() {
+	if window.IsGuardian() {
+		os.Exit(window.Guard())
+	}
 	err := run(context.Background(), os.Args[1:], os.Stdout, os.Stderr, kill)
 	os.Exit(exitStatus(err, os.Stderr))
 }

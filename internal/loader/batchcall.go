@@ -4,8 +4,6 @@ import (
 	"runtime"
 	"structs"
 	"unsafe"
-
-	"golang.org/x/sys/unix"
 )
 
 // progTestRunAttr is the part of union bpf_attr that BPF_PROG_TEST_RUN reads
@@ -22,8 +20,7 @@ type progTestRunAttr struct {
 }
 
 // batchCall is a prepared run of the batch engine. The library's Program.Run
-// allocates and marshals; nothing may do so inside the window, nor may the Go
-// scheduler take the processor away, hence the raw system call.
+// allocates and marshals; nothing may do so inside the window.
 type batchCall struct {
 	attr progTestRunAttr
 	args executeDeliverArgs
@@ -39,11 +36,4 @@ func newBatchCall(progFD, victims int) *batchCall {
 		ctxIn:     uint64(uintptr(unsafe.Pointer(&b.args))),
 	}
 	return b
-}
-
-func (b *batchCall) run() unix.Errno {
-	const bpfProgTestRun = 10
-	_, _, errno := unix.RawSyscall(unix.SYS_BPF, bpfProgTestRun,
-		uintptr(unsafe.Pointer(&b.attr)), unsafe.Sizeof(b.attr))
-	return errno
 }

@@ -42,6 +42,21 @@ type executeForked struct {
 	Pad           [3]uint8
 }
 
+type executeThreadRecord struct {
+	_          structs.HostLayout
+	StartNs    uint64
+	Allowed    [16]uint64
+	Wanted     [16]uint64
+	Tgid       int32
+	Tid        int32
+	Pid        int32
+	Pgid       int32
+	Sid        int32
+	Policy     uint32
+	RtPriority uint32
+	Pad        uint32
+}
+
 type executeVictim struct {
 	_       structs.HostLayout
 	StartNs uint64
@@ -53,21 +68,30 @@ type executeVictim struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	executeMapDoomed          = "doomed"
-	executeMapForks           = "forks"
-	executeMapVictims         = "victims"
-	executeProgDeliver        = "deliver"
-	executeProgForgetFork     = "forget_fork"
-	executeProgTrackFork      = "track_fork"
-	executeProgTripwire       = "tripwire"
-	executeVarDeadlineNs      = "deadline_ns"
-	executeVarHunting         = "hunting"
-	executeVarKillerCapKill   = "killer_cap_kill"
-	executeVarKillerEuid      = "killer_euid"
-	executeVarKillerUid       = "killer_uid"
-	executeVarLostForks       = "lost_forks"
-	executeVarOpenedNs        = "opened_ns"
-	executeVarTripwireEnabled = "tripwire_enabled"
+	executeMapDoomed           = "doomed"
+	executeMapForks            = "forks"
+	executeMapVictims          = "victims"
+	executeProgCountSwitch     = "count_switch"
+	executeProgDeliver         = "deliver"
+	executeProgForgetFork      = "forget_fork"
+	executeProgThreads         = "threads"
+	executeProgTrackFork       = "track_fork"
+	executeProgTripwire        = "tripwire"
+	executeVarBirths           = "births"
+	executeVarCpuBytes         = "cpu_bytes"
+	executeVarDeadlineNs       = "deadline_ns"
+	executeVarDeliveredNs      = "delivered_ns"
+	executeVarHunting          = "hunting"
+	executeVarKillerCapKill    = "killer_cap_kill"
+	executeVarKillerEuid       = "killer_euid"
+	executeVarKillerUid        = "killer_uid"
+	executeVarLostForks        = "lost_forks"
+	executeVarOpenedNs         = "opened_ns"
+	executeVarReapSwitches     = "reap_switches"
+	executeVarReleasedNs       = "released_ns"
+	executeVarThreadRecordType = "thread_record_type"
+	executeVarTripwireEnabled  = "tripwire_enabled"
+	executeVarWindowSwitches   = "window_switches"
 )
 
 // loadExecute returns the embedded CollectionSpec for execute.
@@ -112,10 +136,12 @@ type executeSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type executeProgramSpecs struct {
-	Deliver    *ebpf.ProgramSpec `ebpf:"deliver"`
-	ForgetFork *ebpf.ProgramSpec `ebpf:"forget_fork"`
-	TrackFork  *ebpf.ProgramSpec `ebpf:"track_fork"`
-	Tripwire   *ebpf.ProgramSpec `ebpf:"tripwire"`
+	CountSwitch *ebpf.ProgramSpec `ebpf:"count_switch"`
+	Deliver     *ebpf.ProgramSpec `ebpf:"deliver"`
+	ForgetFork  *ebpf.ProgramSpec `ebpf:"forget_fork"`
+	Threads     *ebpf.ProgramSpec `ebpf:"threads"`
+	TrackFork   *ebpf.ProgramSpec `ebpf:"track_fork"`
+	Tripwire    *ebpf.ProgramSpec `ebpf:"tripwire"`
 }
 
 // executeMapSpecs contains maps before they are loaded into the kernel.
@@ -131,14 +157,21 @@ type executeMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type executeVariableSpecs struct {
-	DeadlineNs      *ebpf.VariableSpec `ebpf:"deadline_ns"`
-	Hunting         *ebpf.VariableSpec `ebpf:"hunting"`
-	KillerCapKill   *ebpf.VariableSpec `ebpf:"killer_cap_kill"`
-	KillerEuid      *ebpf.VariableSpec `ebpf:"killer_euid"`
-	KillerUid       *ebpf.VariableSpec `ebpf:"killer_uid"`
-	LostForks       *ebpf.VariableSpec `ebpf:"lost_forks"`
-	OpenedNs        *ebpf.VariableSpec `ebpf:"opened_ns"`
-	TripwireEnabled *ebpf.VariableSpec `ebpf:"tripwire_enabled"`
+	Births           *ebpf.VariableSpec `ebpf:"births"`
+	CpuBytes         *ebpf.VariableSpec `ebpf:"cpu_bytes"`
+	DeadlineNs       *ebpf.VariableSpec `ebpf:"deadline_ns"`
+	DeliveredNs      *ebpf.VariableSpec `ebpf:"delivered_ns"`
+	Hunting          *ebpf.VariableSpec `ebpf:"hunting"`
+	KillerCapKill    *ebpf.VariableSpec `ebpf:"killer_cap_kill"`
+	KillerEuid       *ebpf.VariableSpec `ebpf:"killer_euid"`
+	KillerUid        *ebpf.VariableSpec `ebpf:"killer_uid"`
+	LostForks        *ebpf.VariableSpec `ebpf:"lost_forks"`
+	OpenedNs         *ebpf.VariableSpec `ebpf:"opened_ns"`
+	ReapSwitches     *ebpf.VariableSpec `ebpf:"reap_switches"`
+	ReleasedNs       *ebpf.VariableSpec `ebpf:"released_ns"`
+	ThreadRecordType *ebpf.VariableSpec `ebpf:"thread_record_type"`
+	TripwireEnabled  *ebpf.VariableSpec `ebpf:"tripwire_enabled"`
+	WindowSwitches   *ebpf.VariableSpec `ebpf:"window_switches"`
 }
 
 // executeObjects contains all objects after they have been loaded into the kernel.
@@ -178,30 +211,41 @@ func (m *executeMaps) Close() error {
 //
 // It can be passed to loadExecuteObjects or ebpf.CollectionSpec.LoadAndAssign.
 type executeVariables struct {
-	DeadlineNs      *ebpf.Variable `ebpf:"deadline_ns"`
-	Hunting         *ebpf.Variable `ebpf:"hunting"`
-	KillerCapKill   *ebpf.Variable `ebpf:"killer_cap_kill"`
-	KillerEuid      *ebpf.Variable `ebpf:"killer_euid"`
-	KillerUid       *ebpf.Variable `ebpf:"killer_uid"`
-	LostForks       *ebpf.Variable `ebpf:"lost_forks"`
-	OpenedNs        *ebpf.Variable `ebpf:"opened_ns"`
-	TripwireEnabled *ebpf.Variable `ebpf:"tripwire_enabled"`
+	Births           *ebpf.Variable `ebpf:"births"`
+	CpuBytes         *ebpf.Variable `ebpf:"cpu_bytes"`
+	DeadlineNs       *ebpf.Variable `ebpf:"deadline_ns"`
+	DeliveredNs      *ebpf.Variable `ebpf:"delivered_ns"`
+	Hunting          *ebpf.Variable `ebpf:"hunting"`
+	KillerCapKill    *ebpf.Variable `ebpf:"killer_cap_kill"`
+	KillerEuid       *ebpf.Variable `ebpf:"killer_euid"`
+	KillerUid        *ebpf.Variable `ebpf:"killer_uid"`
+	LostForks        *ebpf.Variable `ebpf:"lost_forks"`
+	OpenedNs         *ebpf.Variable `ebpf:"opened_ns"`
+	ReapSwitches     *ebpf.Variable `ebpf:"reap_switches"`
+	ReleasedNs       *ebpf.Variable `ebpf:"released_ns"`
+	ThreadRecordType *ebpf.Variable `ebpf:"thread_record_type"`
+	TripwireEnabled  *ebpf.Variable `ebpf:"tripwire_enabled"`
+	WindowSwitches   *ebpf.Variable `ebpf:"window_switches"`
 }
 
 // executePrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadExecuteObjects or ebpf.CollectionSpec.LoadAndAssign.
 type executePrograms struct {
-	Deliver    *ebpf.Program `ebpf:"deliver"`
-	ForgetFork *ebpf.Program `ebpf:"forget_fork"`
-	TrackFork  *ebpf.Program `ebpf:"track_fork"`
-	Tripwire   *ebpf.Program `ebpf:"tripwire"`
+	CountSwitch *ebpf.Program `ebpf:"count_switch"`
+	Deliver     *ebpf.Program `ebpf:"deliver"`
+	ForgetFork  *ebpf.Program `ebpf:"forget_fork"`
+	Threads     *ebpf.Program `ebpf:"threads"`
+	TrackFork   *ebpf.Program `ebpf:"track_fork"`
+	Tripwire    *ebpf.Program `ebpf:"tripwire"`
 }
 
 func (p *executePrograms) Close() error {
 	return _ExecuteClose(
+		p.CountSwitch,
 		p.Deliver,
 		p.ForgetFork,
+		p.Threads,
 		p.TrackFork,
 		p.Tripwire,
 	)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"time"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -16,7 +17,7 @@ import (
 // inheritance, the tripwire, and the batch engine where the kernel has it.
 //
 // Loading attaches the fork tracker only. Nothing is signalled before
-// [Executor.Open], nor after the deadline given there. The executor's file
+// the window is opened (see Clocks), nor after the deadline given to Arm. The executor's file
 // descriptors are the only references to its programs: when the process dies,
 // at whatever moment, the kernel drops them all.
 //
@@ -26,11 +27,7 @@ type Executor struct {
 	links   []link.Link
 	victims []executeVictim
 	batch   *batchCall
-
-	// What Open stores and where, prepared so that Open does not allocate.
-	opened   *ebpf.Variable
-	openedAt any
-	storage  [8]byte
+	words   *words
 }
 
 // ExecutorOptions size an [Executor]. The zero value is the default.
@@ -69,11 +66,16 @@ func NewExecutor(o ExecutorOptions) (*Executor, error) {
 	if err != nil {
 		return nil, err
 	}
+	bytesOfCPUs, err := cpuBytes()
+	if err != nil {
+		return nil, err
+	}
 	if err := setVariables(spec, map[string]any{
 		"tripwire_enabled": tripwireEnabled,
 		"killer_uid":       uint32(unix.Getuid()),
 		"killer_euid":      uint32(unix.Geteuid()),
 		"killer_cap_kill":  capKill,
+		"cpu_bytes":        bytesOfCPUs,
 	}); err != nil {
 		return nil, err
 	}
@@ -81,8 +83,10 @@ func NewExecutor(o ExecutorOptions) (*Executor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load execute programs: %w", err)
 	}
-	e := &Executor{coll: coll, opened: coll.Variables["opened_ns"]}
-	e.openedAt = e.storage[:]
+	e := &Executor{coll: coll}
+	if e.words, err = mapWords(coll, spec); err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
 	for _, program := range []string{executeProgTrackFork, executeProgForgetFork} {
 		if err := e.attach(program); err != nil {
 			return nil, errors.Join(err, e.Close())
@@ -104,6 +108,9 @@ func (e *Executor) Close() error {
 		errs = append(errs, l.Close())
 	}
 	e.coll.Close()
+	if e.words != nil {
+		errs = append(errs, e.words.close())
+	}
 	return errors.Join(errs...)
 }
 
@@ -139,33 +146,39 @@ func (e *Executor) Doom(procs []waitgraph.Process) error {
 }
 
 // Arm attaches the tripwire and sets the deadline after which no program
-// signals any more. The tripwire stays silent until [Executor.Open].
+// signals any more. The tripwire stays silent until the window is opened.
 func (e *Executor) Arm(deadline time.Duration) error {
-	if err := e.coll.Variables["deadline_ns"].Set(monotonicNS() + uint64(deadline)); err != nil {
-		return fmt.Errorf("set the deadline: %w", err)
-	}
-	return e.attach(executeProgTripwire)
-}
-
-// Open opens the window with one store, for the engines that deliver from user
-// space. It does not allocate.
-func (e *Executor) Open() error {
-	putUint64(e.storage[:], monotonicNS())
-	return e.opened.Set(e.openedAt)
-}
-
-// Deliver opens the window and signals the kill set in order, in one system
-// call. It does not allocate. Linux 6.13 or later, after [Executor.Doom].
-func (e *Executor) Deliver() error {
-	if errno := e.batch.run(); errno != 0 {
-		return fmt.Errorf("run the batch engine: %w", errno)
+	e.words.store(executeVarDeadlineNs, monotonicNS()+uint64(deadline))
+	for _, program := range []string{executeProgTripwire, executeProgCountSwitch} {
+		if err := e.attach(program); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
+// Clocks returns where the times of the window belong, in memory shared with the
+// kernel side, on the monotonic clock in nanoseconds. A store to opened opens the
+// window: for engines that deliver from user space. delivered says that the last
+// signal was sent, released that the targets may run again: the counts of
+// [Executor.Switches] go by them. The batch engine stores the first two itself.
+//
+// They must not be used after Close.
+func (e *Executor) Clocks() (opened, delivered, released *uint64) {
+	return e.words.at(executeVarOpenedNs), e.words.at(executeVarDeliveredNs), e.words.at(executeVarReleasedNs)
+}
+
+// Batch returns the attributes of the BPF_PROG_TEST_RUN that opens the window and
+// signals the kill set in order, in one system call, and their size. Linux 6.13
+// or later, after [Executor.Doom]; they live as long as the executor.
+func (e *Executor) Batch() (attr unsafe.Pointer, size uintptr) {
+	return unsafe.Pointer(&e.batch.attr), unsafe.Sizeof(e.batch.attr)
+}
+
 // Disarm ends the tripwire and inheritance: no program signals after it.
 func (e *Executor) Disarm() error {
-	return e.opened.Set(uint64(0))
+	e.words.store(executeVarOpenedNs, 0)
+	return nil
 }
 
 // DeliveryErrors returns, after Deliver, what became of each process in
@@ -246,9 +259,8 @@ func (e *Executor) Inherit(known func(waitgraph.KernelIdentity) bool) ([]waitgra
 // hunt forgets the forks of known processes, whom the plan has judged, and lets
 // the kernel side follow all others to their doomed ancestors.
 func (e *Executor) hunt(known func(waitgraph.KernelIdentity) bool) error {
-	var on uint64
-	if err := e.coll.Variables["hunting"].Get(&on); err != nil || on != 0 {
-		return err
+	if e.words.load(executeVarHunting) != 0 {
+		return nil
 	}
 	forks, err := e.forks()
 	if err != nil {
@@ -263,7 +275,8 @@ func (e *Executor) hunt(known func(waitgraph.KernelIdentity) bool) error {
 			return fmt.Errorf("forget a fork: %w", err)
 		}
 	}
-	return e.coll.Variables["hunting"].Set(uint64(1))
+	e.words.store(executeVarHunting, 1)
+	return nil
 }
 
 func (e *Executor) forks() (map[int32]executeForked, error) {
@@ -277,8 +290,7 @@ func (e *Executor) forks() (map[int32]executeForked, error) {
 // LostForks counts children that found no space to be recorded. Where it is not
 // zero, only a fresh look at all processes shows who is left.
 func (e *Executor) LostForks() (n uint64, err error) {
-	err = e.coll.Variables["lost_forks"].Get(&n)
-	return n, err
+	return e.words.load(executeVarLostForks), nil
 }
 
 func (e *Executor) doomed() (map[int32]executeDoomed, error) {

@@ -1,7 +1,6 @@
 package loader
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -54,8 +53,6 @@ func monotonicNS() uint64 {
 	}
 	return uint64(ts.Nano())
 }
-
-func putUint64(b []byte, v uint64) { binary.NativeEndian.PutUint64(b, v) }
 
 // taskCount returns the number of tasks on the machine, threads included, or
 // a generous guess where /proc does not say.

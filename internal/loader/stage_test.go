@@ -203,6 +203,10 @@ var roles = map[string]func() error{
 		signal.Ignore(unix.SIGCHLD)
 		return untilEOF()
 	},
+	"echo": func() error {
+		_, err := io.Copy(os.Stdout, os.Stdin)
+		return err
+	},
 	"idle":     untilEOF,
 	"share":    sharedTable,
 	"snapshot": snapshotInside,

@@ -8,11 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// engine delivers the signals. deliver runs inside the window: it opens the
-// window and must not allocate. settle runs after the window and records what
-// became of each signal.
+// engine delivers the signals. load prepares the shot; settle runs after it and
+// records what became of each signal.
 type engine interface {
-	deliver() error
+	load(*shot)
 	settle() error
 	close()
 }
@@ -35,8 +34,8 @@ func (r *run) newEngine() (engine, error) {
 // batchEngine is one run of a BPF program.
 type batchEngine struct{ *run }
 
-func (e *batchEngine) deliver() error { return e.kernel.Deliver() }
-func (e *batchEngine) close()         {}
+func (e *batchEngine) load(s *shot) { s.batch, s.batchSize = e.kernel.Batch() }
+func (e *batchEngine) close()       {}
 
 // settle signals again, by pidfd, what the program could not: it refuses a
 // process whose leader thread has exited (PF_EXITING) while others live on.
@@ -130,15 +129,7 @@ func newLoopEngine(r *run) *loopEngine {
 	return e
 }
 
-func (e *loopEngine) deliver() error {
-	if err := e.kernel.Open(); err != nil {
-		return err
-	}
-	for i, fd := range e.fds {
-		e.errs[i] = pidfdKill(fd)
-	}
-	return nil
-}
+func (e *loopEngine) load(s *shot) { s.fds, s.errs = e.fds, e.errs }
 
 func (e *loopEngine) settle() error {
 	for i, errno := range e.errs {
@@ -159,17 +150,7 @@ type cgroupEngine struct {
 	file *os.File
 }
 
-var one = []byte("1")
-
-func (e *cgroupEngine) deliver() error {
-	if err := e.kernel.Open(); err != nil {
-		return err
-	}
-	if _, err := unix.Write(int(e.file.Fd()), one); err != nil {
-		return fmt.Errorf("write cgroup.kill: %w", err)
-	}
-	return nil
-}
+func (e *cgroupEngine) load(s *shot) { s.cgroup = int(e.file.Fd()) }
 
 func (e *cgroupEngine) settle() error {
 	for i := range e.victims {

@@ -25,8 +25,18 @@ import (
 const idleVariable = "BPFKILL_WINDOW_IDLE"
 
 func TestMain(m *testing.M) {
+	if IsGuardian() {
+		os.Exit(Guard())
+	}
 	if os.Getenv(idleVariable) != "" {
 		io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}
+	if args := os.Getenv(dieVariable); args != "" {
+		if err := dyingKiller(args); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
 		os.Exit(0)
 	}
 	os.Exit(nstest.Main(m))
@@ -94,7 +104,7 @@ func options(e Engine, known []waitgraph.Process) Options {
 	for i := range known {
 		in[known[i].KernelIdentity()] = true
 	}
-	return Options{Engine: e, Timeout: patience, Known: func(k waitgraph.KernelIdentity) bool { return in[k] },
+	return Options{Engine: e, Corral: true, Timeout: patience, Known: func(k waitgraph.KernelIdentity) bool { return in[k] },
 		Warn: func(string) {}, Detail: func(string) {}}
 }
 
@@ -151,6 +161,14 @@ func startIdle(t *testing.T) *idle {
 		cmd.Wait()
 	})
 	return &idle{cmd}
+}
+
+// end ends it before the test does.
+func (p *idle) end() {
+	if p != nil {
+		p.Process.Kill()
+		p.Wait()
+	}
 }
 
 func dead(pid int) bool {

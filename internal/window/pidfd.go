@@ -87,6 +87,8 @@ func (s *pidfdSet) Close() error {
 
 // pidfdKill sends SIGKILL through a pidfd without allocating or giving the Go
 // scheduler a chance. A negative fd is a process that is gone.
+//
+//go:nosplit
 func pidfdKill(fd int) unix.Errno {
 	if fd < 0 {
 		return unix.ESRCH

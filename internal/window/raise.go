@@ -15,66 +15,79 @@ import (
 // below whatever the administrator runs as real-time.
 const fifoPriority = 1
 
-// raise puts the calling goroutine's thread above the processes it kills:
-// memory locked, garbage collection off, last in line for the OOM killer, and
-// SCHED_FIFO last of all. lower undoes it in reverse order; if the process
-// dies instead, everything dies with it. What privileges do not allow is left
-// out and told to warn: the kill is less tight then, not less correct. What has
-// no part in that is told to detail.
-func raise(warn, detail func(string)) (lower func(), err error) {
-	var undo []func()
-	lower = func() {
-		for i := len(undo) - 1; i >= 0; i-- {
-			undo[i]()
-		}
+// stance is what the killer has changed about itself, to be undone.
+type stance struct {
+	undo []func()
+	warn func(string)
+}
+
+func (s *stance) note(what string, err error) {
+	if err != nil {
+		s.warn(fmt.Sprintf("%s: %v", what, err))
 	}
-	note := func(what string, err error) {
-		if err != nil {
-			warn(fmt.Sprintf("%s: %v", what, err))
-		}
+}
+
+// lower undoes everything in reverse order. If the process dies instead,
+// everything dies with it.
+func (s *stance) lower() {
+	for i := len(s.undo) - 1; i >= 0; i-- {
+		s.undo[i]()
 	}
+	s.undo = nil
+}
+
+// raise prepares the calling goroutine's thread for the window: memory locked,
+// garbage collection off, last in line for the OOM killer. What privileges do not
+// allow is left out and told to warn: the kill is less tight then, not less
+// correct. What has no part in that is told to detail.
+func raise(warn, detail func(string)) *stance {
+	s := &stance{warn: warn}
 	runtime.LockOSThread()
-	undo = append(undo, runtime.UnlockOSThread)
+	s.undo = append(s.undo, runtime.UnlockOSThread)
 
 	percent := debug.SetGCPercent(-1)
-	undo = append(undo, func() { debug.SetGCPercent(percent) })
+	s.undo = append(s.undo, func() { debug.SetGCPercent(percent) })
 
 	if old, err := setOOMScore("-1000"); err != nil {
 		detail(fmt.Sprintf("the OOM killer may pick bpfkill: lower oom_score_adj (needs CAP_SYS_RESOURCE): %v", err))
 	} else {
-		undo = append(undo, func() {
+		s.undo = append(s.undo, func() {
 			_, err := setOOMScore(old)
-			note("restore oom_score_adj", err)
+			s.note("restore oom_score_adj", err)
 		})
 	}
 	// MCL_ONFAULT (Linux 4.4) locks what is there and what is touched from now
 	// on. Without it the kernel fills in all that the Go runtime has set aside,
 	// 44 MiB, which is too much to ask of a machine that is out of memory.
 	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_ONFAULT); err != nil {
-		note("the window may be longer: mlockall (needs CAP_IPC_LOCK)", err)
+		s.note("the window may be longer: mlockall (needs CAP_IPC_LOCK)", err)
 	} else {
-		undo = append(undo, func() { note("munlockall", unix.Munlockall()) })
+		s.undo = append(s.undo, func() { s.note("munlockall", unix.Munlockall()) })
 	}
 	if err := touchProgram(); err != nil {
-		note("the window may be longer: touch the program's pages", err)
+		s.note("the window may be longer: touch the program's pages", err)
 	}
 	touchStack()
+	return s
+}
 
+// promote makes the thread SCHED_FIFO, and says whether it may.
+func (s *stance) promote(priority uint32) bool {
 	old, err := unix.SchedGetAttr(0, 0)
 	if err != nil {
-		lower()
-		return nil, fmt.Errorf("read scheduling policy: %w", err)
+		s.note("the window may be longer: read scheduling policy", err)
+		return false
 	}
-	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: fifoPriority}
+	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: priority}
 	if err := unix.SchedSetAttr(0, &fifo, 0); err != nil {
-		note("the window may be longer: SCHED_FIFO (needs CAP_SYS_NICE)", err)
-	} else {
-		undo = append(undo, func() {
-			old.Flags = 0
-			note("restore scheduling policy", unix.SchedSetAttr(0, old, 0))
-		})
+		s.note("the window may be longer: SCHED_FIFO (needs CAP_SYS_NICE)", err)
+		return false
 	}
-	return lower, nil
+	s.undo = append(s.undo, func() {
+		old.Flags = 0
+		s.note("restore scheduling policy", unix.SchedSetAttr(0, old, 0))
+	})
+	return true
 }
 
 // touchProgram brings in every page of the program file that is mapped, so that

@@ -10,34 +10,43 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfkill/bpfkill/internal/affinity"
 	"github.com/bpfkill/bpfkill/internal/nstest"
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
 
-// stance is what raise changes.
-type stance struct {
+// posture is what the window changes about the killer's thread.
+type posture struct {
 	policy, priority uint32
 	oom, locked      string
 	gc               int
+	cpus             affinity.Set
+	signals          string
 }
 
-func currentStance(t *testing.T) stance {
+func currentPosture(t *testing.T) posture {
 	t.Helper()
 	attr, err := unix.SchedGetAttr(0, 0)
 	must(t, err)
 	oom, err := os.ReadFile("/proc/self/oom_score_adj")
 	must(t, err)
-	status, err := os.ReadFile("/proc/self/status")
+	status, err := os.ReadFile("/proc/thread-self/status")
 	must(t, err)
-	s := stance{policy: attr.Policy, priority: attr.Priority, oom: strings.TrimSpace(string(oom))}
+	s := posture{policy: attr.Policy, priority: attr.Priority, oom: strings.TrimSpace(string(oom))}
 	for _, line := range strings.Split(string(status), "\n") {
 		if after, ok := strings.CutPrefix(line, "VmLck:"); ok {
 			s.locked = strings.TrimSpace(after)
 		}
+		if after, ok := strings.CutPrefix(line, "SigBlk:"); ok {
+			s.signals = strings.TrimSpace(after)
+		}
 	}
+	s.cpus, err = affinity.Get(0)
+	must(t, err)
 	s.gc = debug.SetGCPercent(-1)
 	debug.SetGCPercent(s.gc)
 	return s
@@ -47,20 +56,22 @@ func TestRaiseAndLower(t *testing.T) {
 	nstest.Require(t)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	before := currentStance(t)
+	before := currentPosture(t)
 	oom := "-1000"
-	lower, err := raise(
+	s := raise(
 		func(s string) { t.Errorf("warned: %s", s) },
 		// Containers often withhold CAP_SYS_RESOURCE, also from root.
 		func(s string) { oom = before.oom; t.Log(s) })
-	must(t, err)
-	raised := currentStance(t)
-	lower()
+	if !s.promote(fifoPriority) {
+		t.Error("not promoted")
+	}
+	raised := currentPosture(t)
+	s.lower()
 	if raised.policy != unix.SCHED_FIFO || raised.priority != fifoPriority || raised.oom != oom ||
 		raised.locked == "0 kB" || raised.gc != -1 {
 		t.Errorf("raised to %+v", raised)
 	}
-	if after := currentStance(t); after != before {
+	if after := currentPosture(t); after != before {
 		t.Errorf("lowered to %+v, it was %+v", after, before)
 	}
 	if os.Getenv(nstest.VMVariable) == "1" && oom != "-1000" {
@@ -73,7 +84,7 @@ func TestRaiseWithoutPrivileges(t *testing.T) {
 	nstest.Require(t)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	before := currentStance(t)
+	before := currentPosture(t)
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var caps [2]unix.CapUserData
 	must(t, unix.Capget(&hdr, &caps[0]))
@@ -90,10 +101,12 @@ func TestRaiseWithoutPrivileges(t *testing.T) {
 
 	var said []string
 	note := func(s string) { said = append(said, s) }
-	lower, err := raise(note, note)
-	must(t, err)
-	lower()
-	if after := currentStance(t); after != before {
+	s := raise(note, note)
+	if s.promote(fifoPriority) {
+		t.Error("promoted without CAP_SYS_NICE")
+	}
+	s.lower()
+	if after := currentPosture(t); after != before {
 		t.Errorf("lowered to %+v, it was %+v", after, before)
 	}
 	for _, want := range []string{"CAP_SYS_RESOURCE", "CAP_IPC_LOCK", "CAP_SYS_NICE"} {
@@ -103,11 +116,13 @@ func TestRaiseWithoutPrivileges(t *testing.T) {
 	}
 }
 
-// fake is a Kernel of the test's own making.
+// fake is a Kernel of the test's own making. Its batch engine does not exist.
 type fake struct {
-	procs                    []waitgraph.Process
-	failArm, failOpen, failD error
-	armed, opened, disarmed  int
+	procs                       []waitgraph.Process
+	threads                     []affinity.Thread
+	failArm, failThreads        error
+	armed, disarmed             int
+	opened, delivered, released uint64
 }
 
 func (k *fake) Doom([]waitgraph.Process) error { return nil }
@@ -116,10 +131,15 @@ func (k *fake) Inherit(func(waitgraph.KernelIdentity) bool) ([]waitgraph.KernelI
 }
 func (k *fake) Processes() ([]waitgraph.Process, error) { return k.procs, nil }
 func (k *fake) Arm(time.Duration) error                 { k.armed++; return k.failArm }
-func (k *fake) Open() error                             { k.opened++; return k.failOpen }
-func (k *fake) Deliver() error                          { k.opened++; return k.failD }
 func (k *fake) DeliveryErrors() ([]error, error)        { return make([]error, len(k.procs)), nil }
 func (k *fake) Disarm() error                           { k.disarmed++; return nil }
+func (k *fake) Threads() ([]affinity.Thread, error)     { return k.threads, k.failThreads }
+func (k *fake) Births() uint64                          { return 0 }
+func (k *fake) Switches() (window, reap uint64)         { return 0, 0 }
+func (k *fake) Batch() (unsafe.Pointer, uintptr)        { return nil, 0 }
+func (k *fake) Clocks() (opened, delivered, released *uint64) {
+	return &k.opened, &k.delivered, &k.released
+}
 
 // TestFailuresLeaveNothingRaised: whatever fails, the killer is as it was before
 // and nothing stays armed once the window was open.
@@ -130,63 +150,78 @@ func TestFailuresLeaveNothingRaised(t *testing.T) {
 		name    string
 		engine  Engine
 		kernel  fake
+		want    error
 		outcome bool
+		dead    bool
 	}{
-		{"arm", EngineLoop, fake{failArm: broken}, false},
-		{"open", EngineLoop, fake{failOpen: broken}, true},
-		{"deliver", EngineBatch, fake{failD: broken}, true},
+		{"arm", EngineLoop, fake{failArm: broken}, broken, false, false},
+		{"deliver", EngineBatch, fake{}, unix.EINVAL, true, false},
+		{"no corral", EngineLoop, fake{failThreads: broken}, nil, true, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			runtime.LockOSThread()
 			defer runtime.UnlockOSThread()
-			before := currentStance(t)
+			before := currentPosture(t)
 			p := startIdle(t)
-			test.kernel.procs = []waitgraph.Process{{Identity: waitgraph.Identity{PID: int32(p.Process.Pid)},
-				KernelPID: int32(p.Process.Pid), Comm: "idle", State: 'S', Threads: 1}}
+			self := waitgraph.Process{Identity: waitgraph.Identity{PID: int32(p.Process.Pid)},
+				KernelPID: int32(p.Process.Pid), Comm: "idle", State: 'S', Threads: 1}
+			test.kernel.procs = []waitgraph.Process{self}
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			o := options(test.engine, nil)
 			o.Timeout = time.Millisecond
+			var warned []string
+			o.Warn = func(s string) { warned = append(warned, s) }
 			out, err := Run(ctx, &test.kernel, test.kernel.procs, o)
-			if !errors.Is(err, broken) {
-				t.Errorf("%v, want %v", err, broken)
+			if !errors.Is(err, test.want) {
+				t.Errorf("%v, want %v", err, test.want)
 			}
-			if test.outcome && (out == nil || out.Signalled != 0 || len(out.Refused) != 1) {
+			if (out != nil) != test.outcome {
+				t.Errorf("outcome %+v", out)
+			}
+			if test.want != nil && out != nil && (out.Signalled != 0 || len(out.Refused) != 1) {
 				t.Errorf("%+v, want an outcome that refuses one", out)
 			}
-			if after := currentStance(t); after != before {
+			if test.want == nil && !strings.Contains(strings.Join(warned, "\n"), "no corral: broken") {
+				t.Errorf("warned %q, not of the corral that could not be", warned)
+			}
+			if after := currentPosture(t); after != before {
 				t.Errorf("left at %+v, it was %+v", after, before)
 			}
 			if test.outcome && test.kernel.disarmed == 0 {
 				t.Error("it stays armed")
 			}
-			if dead(p.Process.Pid) {
-				t.Error("a process was killed although the engine failed")
-			}
+			eventually(t, "the process is dead, or lives as it should", func() bool { return dead(p.Process.Pid) == test.dead })
 		})
 	}
 }
 
-// TestLoopDoesNotAllocate inside the window.
-func TestLoopDoesNotAllocate(t *testing.T) {
+// TestShotDoesNotAllocate inside the window.
+func TestShotDoesNotAllocate(t *testing.T) {
 	nstest.Require(t)
 	p := startIdle(t)
 	must(t, p.Process.Kill())
 	eventually(t, "a zombie to signal again and again", func() bool { return dead(p.Process.Pid) })
-	r := &run{kernel: &fake{}, pidfds: newPidfdSet(100)}
-	defer r.pidfds.Close()
-	for i := range 50 {
-		r.victims = append(r.victims, waitgraph.Process{
-			Identity: waitgraph.Identity{PID: int32(p.Process.Pid), StartNS: uint64(i)}, KernelPID: int32(p.Process.Pid)})
-		if !r.pidfds.open(&r.victims[i]) {
-			t.Fatal("no descriptor")
+	k := newKernel(t)
+	for _, engine := range engines() {
+		r := &run{kernel: k, pidfds: newPidfdSet(100), Options: Options{Engine: engine}}
+		defer r.pidfds.Close()
+		for i := range 50 {
+			r.victims = append(r.victims, waitgraph.Process{
+				Identity: waitgraph.Identity{PID: int32(p.Process.Pid), StartNS: uint64(i)}, KernelPID: int32(p.Process.Pid)})
+			if !r.pidfds.open(&r.victims[i]) {
+				t.Fatal("no descriptor")
+			}
 		}
-	}
-	e, err := r.newEngine()
-	must(t, err)
-	defer e.close()
-	if n := testing.AllocsPerRun(100, func() { must(t, e.deliver()) }); n != 0 {
-		t.Errorf("deliver allocates %v times", n)
+		must(t, k.Doom(r.victims))
+		e, err := r.newEngine()
+		must(t, err)
+		defer e.close()
+		shot := r.newShot()
+		e.load(shot)
+		if n := testing.AllocsPerRun(100, shot.fire); n != 0 || shot.failed != 0 {
+			t.Errorf("%v: the shot allocates %v times, error %d", engine, n, shot.failed)
+		}
 	}
 }
 

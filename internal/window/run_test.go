@@ -136,6 +136,7 @@ func startAs(t *testing.T, pid int) *idle {
 	}
 	var got *idle
 	eventually(t, fmt.Sprintf("a process with pid %d", pid), func() bool {
+		got.end()
 		must(t, os.WriteFile(last, []byte(fmt.Sprint(pid-1)), 0))
 		got = startIdle(t) // a thread that is born in between takes the pid
 		return got.Process.Pid == pid
@@ -149,6 +150,7 @@ func comeRound(t *testing.T, pid int) *idle {
 	t.Helper()
 	var got *idle
 	eventually(t, fmt.Sprintf("pid %d comes round", pid), func() bool {
+		got.end()
 		for range 500 {
 			attr := &os.ProcAttr{}
 			p, err := os.StartProcess("/proc/self/exe", []string{"x"}, attr)

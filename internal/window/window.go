@@ -7,12 +7,12 @@
 //	doom      write the kill set into the kernel: inheritance begins
 //	identify  pidfds first, then a look at who still is who he was
 //	arm       attach the tripwire, set the deadline
-//	raise     memory locked, GC off, last in line for the OOM killer, SCHED_FIFO
-//	corral    (every target thread on the killer's CPU: its place is here)
+//	raise     memory locked, GC off, last in line for the OOM killer
+//	corral    SCHED_FIFO, and every target thread on the killer's CPU
 //	open      one store
 //	deliver   the engine, in plan order
 //	reap      (process_mrelease before the corral opens: its place is here)
-//	lower     give the processor back
+//	release   every thread gets its CPUs back, and the killer its policy
 //	await     exits by pidfd, sweeping what forked, until the timeout
 //	disarm
 package window
@@ -21,10 +21,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfkill/bpfkill/internal/affinity"
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
 
@@ -56,12 +59,24 @@ type Kernel interface {
 	Processes() ([]waitgraph.Process, error)
 	// Arm attaches the tripwire; no program signals after the deadline.
 	Arm(deadline time.Duration) error
-	// Open opens the window with one store; Deliver opens it and runs the
-	// batch engine. Neither allocates.
-	Open() error
-	Deliver() error
-	// DeliveryErrors is what became of each process of Doom under Deliver.
+	// Clocks are where the times of the window are stored, on CLOCK_MONOTONIC:
+	// the first opens it, the second says that the last signal was sent, the third
+	// that the targets may run again.
+	Clocks() (opened, delivered, released *uint64)
+	// Batch is what bpf(BPF_PROG_TEST_RUN) takes to run the batch engine, which
+	// stores the first two times itself.
+	Batch() (attr unsafe.Pointer, size uintptr)
+	// DeliveryErrors is what became of each process of Doom under the batch
+	// engine.
 	DeliveryErrors() ([]error, error)
+	// Threads lists the threads of the kill set that have not exited. Births
+	// counts those and the children that it has started: where the count has not
+	// changed since before Threads, no thread is missing.
+	Threads() ([]affinity.Thread, error)
+	Births() uint64
+	// Switches counts context switches to the kill set from the opening to the
+	// last signal, and from there to the release.
+	Switches() (window, reap uint64)
 	// Disarm ends tripwire and inheritance.
 	Disarm() error
 }
@@ -71,6 +86,9 @@ type Options struct {
 	Engine Engine
 	// CgroupKill is the cgroup.kill file of the cgroup engine.
 	CgroupKill string
+	// Corral confines the kill set to the killer's CPU for the time of the
+	// window. The program must have called [IsGuardian].
+	Corral bool
 	// Timeout is how long exits are awaited after the window.
 	Timeout time.Duration
 	// Known says which processes were in the snapshot.
@@ -97,6 +115,8 @@ type Outcome struct {
 	Refused []Failure
 	// Rounds counts the passes until nobody was left to signal.
 	Rounds int
+	// Window is how the killer fared.
+	Window Measured
 }
 
 // Failure is a process that was not signalled, and why.
@@ -108,13 +128,43 @@ type Failure struct {
 // ErrGone says that a process exited before the window.
 var ErrGone = errors.New("exited before the window")
 
+// Measured is what the killer knows about its own window. Times are nanoseconds.
+type Measured struct {
+	ArmNS     uint64 // from the first target confined to the opening
+	DeliverNS uint64 // from the opening until the engine is done
+	ReapNS    uint64 // from there until the corral opens
+	OpenNS    uint64 // until everybody has its CPUs back
+	// MinorFaults, MajorFaults and Switches are the killer's own while it
+	// delivered: page faults and context switches.
+	MinorFaults, MajorFaults, Switches int64
+	// TargetSwitches counts context switches to the kill set while the killer
+	// delivered, ReapSwitches from there until the corral opened.
+	TargetSwitches, ReapSwitches uint64
+	// Corral is nil where there was none.
+	Corral *Corral
+}
+
+// Corral says who was confined.
+type Corral struct {
+	CPU     int
+	Threads int
+	// Closed is unset where the kill set started threads outside faster than
+	// they could be confined.
+	Closed bool
+	// LeftOut could not be confined: a cpuset forbids it the CPU (EINVAL), or it
+	// is not ours to confine (EPERM).
+	LeftOut []Failure
+}
+
 // run is one kill in progress.
 type run struct {
 	Options
-	kernel  Kernel
-	victims []waitgraph.Process // in plan order
-	pidfds  *pidfdSet
-	out     Outcome
+	kernel   Kernel
+	victims  []waitgraph.Process // in plan order
+	pidfds   *pidfdSet
+	guardian *guardian
+	corral   *corral
+	out      Outcome
 }
 
 // Run kills procs in order. An error without an outcome means that nothing was
@@ -133,6 +183,8 @@ func Run(ctx context.Context, k Kernel, procs []waitgraph.Process, o Options) (*
 	if _, err := k.Inherit(o.Known); err != nil {
 		return nil, err
 	}
+	r.startGuardian()
+	defer r.dismissGuardian()
 	limit := raiseFileLimit(len(r.victims))
 	r.pidfds = newPidfdSet(limit)
 	defer r.pidfds.Close()
@@ -146,7 +198,31 @@ func Run(ctx context.Context, k Kernel, procs []waitgraph.Process, o Options) (*
 	if !opened {
 		return nil, err
 	}
-	return &r.out, errors.Join(err, r.await(ctx), k.Disarm())
+	err = errors.Join(err, r.await(ctx), k.Disarm())
+	if r.corral != nil {
+		err = errors.Join(err, r.corral.stragglers())
+	}
+	return &r.out, err
+}
+
+// startGuardian begins early: it gets ready while the killer prepares.
+func (r *run) startGuardian() {
+	if !r.Corral {
+		return
+	}
+	var err error
+	if r.guardian, err = startGuardian(); err != nil {
+		r.warn(fmt.Sprintf("no corral: %v", err))
+	}
+}
+
+func (r *run) dismissGuardian() {
+	if r.guardian == nil {
+		return
+	}
+	if err := r.guardian.dismiss(); err != nil {
+		r.detail(err.Error())
+	}
 }
 
 // check asks kill(2) whether each process may be signalled. Those that may not
@@ -229,12 +305,13 @@ func (r *run) window() (opened bool, err error) {
 		return false, err
 	}
 	defer e.close()
+	shot := r.newShot()
+	e.load(shot)
 	if err := r.kernel.Arm(r.Timeout + armGrace); err != nil {
 		return false, err
 	}
-	// What raise has to say waits: writing may fail, and may take a while.
+	// What there is to say waits: writing may fail, and may take a while.
 	var warnings, details []string
-	lower, err := raise(func(s string) { warnings = append(warnings, s) }, func(s string) { details = append(details, s) })
 	defer func() {
 		for _, s := range warnings {
 			r.warn(s)
@@ -243,24 +320,73 @@ func (r *run) window() (opened bool, err error) {
 			r.detail(s)
 		}
 	}()
-	if err != nil {
-		return false, err
+	stance := raise(func(s string) { warnings = append(warnings, s) }, func(s string) { details = append(details, s) })
+	defer stance.lower()
+	began := r.confine(stance)
+
+	blocked := blockSignals()
+	shot.fire()
+	atomic.StoreUint64(shot.released, clock())
+	setSignals(&blocked, nil)
+
+	// The loop engine's late pieces need the processor, too.
+	if shot.failed == 0 {
+		err = e.settle()
+	} else {
+		// The engine failed as a whole. Each victim is told to have failed;
+		// those that the tripwire caught all the same are found dead.
+		err = fmt.Errorf("the %v engine: %w", r.Engine, shot.failed)
+		for i := range r.victims {
+			r.record(i, err)
+		}
 	}
-	// A corral would gather the targets' threads here, and let them go after
-	// an early reap that follows the delivery.
-	err = e.deliver()
-	if err == nil {
-		err = e.settle() // the loop engine's late pieces need the processor, too
-		lower()
-		return true, err
+	released := clock()
+	r.out.Window.Corral = r.corral.outcome(r.victims)
+	if r.corral != nil {
+		stance.note("open the corral", r.corral.open())
 	}
-	lower()
-	// The engine failed as a whole. Each victim is told to have failed; those
-	// that the tripwire caught all the same are found dead.
-	for i := range r.victims {
-		r.record(i, err)
-	}
+	r.measured(shot, began, released, clock())
 	return true, err
+}
+
+func (r *run) newShot() *shot {
+	s := &shot{engine: r.Engine}
+	s.opened, s.delivered, s.released = r.kernel.Clocks()
+	return s
+}
+
+// confine makes the killer SCHED_FIFO and closes the corral, where there is one.
+// It returns when it began, on CLOCK_MONOTONIC.
+func (r *run) confine(s *stance) (began uint64) {
+	c, priority := (*corral)(nil), uint32(fifoPriority)
+	if r.guardian != nil {
+		var err error
+		if c, err = prepareCorral(r.kernel, r.guardian); err != nil {
+			s.note("no corral", err)
+		} else {
+			priority = c.priority()
+		}
+	}
+	began = clock()
+	if !s.promote(priority) || c == nil {
+		return began
+	}
+	r.corral = c // its stragglers are looked after, whatever becomes of it
+	if c.failed = c.close(time.Now()); c.failed != nil {
+		s.note("no corral", c.failed)
+		s.note("open the corral", c.open())
+	}
+	return began
+}
+
+func (r *run) measured(s *shot, began, released, open uint64) {
+	m := &r.out.Window
+	m.ArmNS, m.DeliverNS = s.beganNS-began, s.endedNS-s.beganNS
+	m.ReapNS, m.OpenNS = released-s.endedNS, open-released
+	m.MinorFaults = s.after.Minflt - s.before.Minflt
+	m.MajorFaults = s.after.Majflt - s.before.Majflt
+	m.Switches = s.after.Nvcsw + s.after.Nivcsw - s.before.Nvcsw - s.before.Nivcsw
+	m.TargetSwitches, m.ReapSwitches = r.kernel.Switches()
 }
 
 // armGrace keeps the tripwire armed beyond the wait for exits, until Disarm.
