@@ -38,6 +38,7 @@ func (s *session) execute(ctx context.Context) (status int, err error) {
 	}
 	out, err := window.Run(ctx, kernel{s.tools.executor, s.tools.snapshotter}, s.members(), window.Options{
 		Engine: s.engine, CgroupKill: s.cgroup, Timeout: s.timeout,
+		Corral:   s.corral == corralAuto,
 		Known:    func(k waitgraph.KernelIdentity) bool { return known[k] },
 		Warn:     s.warn,
 		Detail:   s.detail,
@@ -108,6 +109,7 @@ func (s *session) measure(out *window.Outcome, before vmCounters) error {
 	}
 	m := newMeasurement(s.graph, s.plan, obs)
 	m.outcome(out)
+	m.window(&out.Window)
 	m.fates()
 	m.wakes(int32(unix.Getpid()))
 	m.result.SwapInPages = after.swapIns - before.swapIns

@@ -64,21 +64,12 @@ func TestKillsEveryTopology(t *testing.T) {
 			if second && !whole(&topology) || emulated && second && topology.Name != "smtp" && !topology.Mutual {
 				continue
 			}
-			t.Run(engine+"/"+topology.Name, func(t *testing.T) {
-				s := stage(t, topology.Name, stormSize(t))
-				o := runBpfkill(t, "--target", storm.Target, "--engine", engine, "--timeout", "2m", "--output", "json")
-				if o.status != exitGone {
-					t.Fatalf("exit status %d, stderr %q, stdout %s", o.status, o.stderr, o.stdout)
+			for _, corral := range []string{corralAuto, corralOff} {
+				if corral == corralOff && (second || emulated && topology.Name != "smtp") {
+					continue
 				}
-				members := len(o.report.Plan.Processes)
-				if whole(&topology) {
-					allGone(t, s)
-					members = len(s.Processes())
-				} else {
-					onlyBystandersRan(t, s, o.report.Plan)
-				}
-				checkKill(t, o.report, members, topology.Mutual)
-			})
+				t.Run(engine+"/"+topology.Name+"/corral "+corral, func(t *testing.T) { killTopology(t, &topology, engine, corral) })
+			}
 		}
 	}
 }
@@ -107,6 +98,32 @@ func onlyBystandersRan(t *testing.T, s *storm.Storm, p report.Plan) {
 		if !bystander[m.PID] {
 			t.Errorf("%s %s[%d] ran, and is no bystander of the plan", m.Role, m.Comm, m.PID)
 		}
+	}
+}
+
+func killTopology(t *testing.T, topology *storm.Topology, engine, corral string) {
+	s := stage(t, topology.Name, stormSize(t))
+	o := runBpfkill(t, "--target", storm.Target, "--engine", engine, "--corral", corral, "--timeout", "2m", "--output", "json")
+	if o.status != exitGone {
+		t.Fatalf("exit status %d, stderr %q, stdout %s", o.status, o.stderr, o.stdout)
+	}
+	members := len(o.report.Plan.Processes)
+	if whole(topology) {
+		allGone(t, s)
+		members = len(s.Processes())
+	} else {
+		onlyBystandersRan(t, s, o.report.Plan)
+	}
+	checkKill(t, o.report, members, topology.Mutual)
+	w := o.report.Result.Window
+	if corral == corralOff && w.Corral.Threads != 0 {
+		t.Errorf("a corral that was not wanted: %+v", w.Corral)
+	}
+	if corral == corralAuto && (w.Corral.Threads < members || w.TargetSwitches+w.ReapSwitches != 0) {
+		t.Errorf("targets ran in the corral: %+v", w)
+	}
+	if w.KillerMinorFaults+w.KillerMajorFaults+w.KillerSwitches != 0 {
+		t.Errorf("bpfkill was interrupted in its window: %+v", w)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/bpfkill/bpfkill/internal/plan"
 	"github.com/bpfkill/bpfkill/internal/report"
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
+	"github.com/bpfkill/bpfkill/internal/window"
 )
 
 // measurement puts what the observer saw beside what the plan predicted.
@@ -143,4 +144,21 @@ func measuredAs(c waitgraph.Channel) waitgraph.Channel {
 		return waitgraph.ChannelPipe
 	}
 	return c
+}
+
+// window puts what the killer measured itself into the result.
+func (m *measurement) window(w *window.Measured) {
+	m.result.Window = report.Window{
+		ArmNS: w.ArmNS, DeliverNS: w.DeliverNS, ReapNS: w.ReapNS, OpenNS: w.OpenNS,
+		TargetSwitches: w.TargetSwitches, ReapSwitches: w.ReapSwitches,
+		KillerMinorFaults: w.MinorFaults, KillerMajorFaults: w.MajorFaults, KillerSwitches: w.Switches,
+	}
+	c := w.Corral
+	if c == nil {
+		return
+	}
+	m.result.Window.Corral = report.Corral{CPU: c.CPU, Threads: c.Threads, Closed: c.Closed}
+	for _, f := range c.LeftOut {
+		m.result.Window.Corral.LeftOut = append(m.result.Window.Corral.LeftOut, report.Skipped{PID: f.Process.PID, Why: f.Err.Error()})
+	}
 }

@@ -21,6 +21,12 @@ const (
 	engineLoop   = "loop"
 )
 
+// Values of --corral.
+const (
+	corralAuto = "auto"
+	corralOff  = "off"
+)
+
 // options is a checked command line. Nothing in it has touched the system.
 type options struct {
 	selector *target.Selector // compiled selection, --protect included
@@ -28,6 +34,7 @@ type options struct {
 	dependents plan.Dependents
 	bystanders string        // what is done about bystanders: "wake"
 	engine     string        // engineAuto, engineBatch, engineCgroup or engineLoop
+	corral     string        // corralAuto or corralOff
 	max        int           // largest kill set allowed, 0 for no limit
 	timeout    time.Duration // how long exits are awaited, always positive
 	dryRun     bool
@@ -74,6 +81,7 @@ func (v *flagValues) flags() (selection, kill, output *pflag.FlagSet) {
 	k.StringVar(&v.bystandersName, "bystanders", "wake", "`HOW` the rest of those are treated: wake (default)")
 	k.StringArrayVar(&v.target.Protect, "protect", nil, "never kill those whose name matches `REGEX` (repeatable)")
 	k.StringVar(&v.engine, "engine", engineAuto, "deliver signals by `NAME`: auto (default; the best that\nthis kernel has), batch, cgroup, loop")
+	k.StringVar(&v.corral, "corral", corralAuto, "keep the kill set from running during the window: auto\n(default; all of it on bpfkill's own CPU), off")
 	k.IntVar(&v.max, "max", 0, "refuse to kill more than `N` processes (default: 0,\nno limit)")
 	k.DurationVar(&v.timeout, "timeout", 10*time.Second, "wait `TIME` for processes to exit (default 10s)")
 	k.BoolVarP(&v.dryRun, "dry-run", "n", false, "print the plan and signal nobody")
@@ -145,6 +153,9 @@ func (v *flagValues) check() error {
 	case engineAuto, engineBatch, engineCgroup, engineLoop:
 	default:
 		return badChoice("--engine", v.engine, "auto, batch, cgroup, loop")
+	}
+	if v.corral != corralAuto && v.corral != corralOff {
+		return badChoice("--corral", v.corral, "auto, off")
 	}
 	var err error
 	if v.output, err = report.ParseFormat(v.formatName); err != nil {

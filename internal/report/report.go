@@ -221,6 +221,7 @@ func WriteJSON(w io.Writer, r *Report) error {
 		result.Survivors = nonNil(result.Survivors)
 		result.Skipped = nonNil(result.Skipped)
 		result.Wakes = nonNil(result.Wakes)
+		result.Window.Corral.LeftOut = nonNil(result.Window.Corral.LeftOut)
 		out.Result = &result
 	}
 	enc := json.NewEncoder(w)

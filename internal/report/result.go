@@ -8,7 +8,8 @@ type Result struct {
 	Survivors []Survivor `json:"survivors"`
 	Skipped   []Skipped  `json:"skipped"`
 
-	WindowNS    uint64 `json:"window_ns"`    // first SIGKILL generated to the last
+	WindowNS    uint64 `json:"window_ns"` // first SIGKILL generated to the last
+	Window      Window `json:"window"`
 	Tripped     int    `json:"tripped"`      // killed by the tripwire
 	EarlyWakes  int    `json:"early_wakes"`  // members woken by another's death before their own signal
 	UserReturns int    `json:"user_returns"` // members that slept at the opening and came back to user mode

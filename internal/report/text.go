@@ -127,6 +127,7 @@ func (t *text) done() {
 	r := t.r.Result
 	t.headline()
 	t.row("woken before their signal", fmt.Sprint(r.EarlyWakes), "user-mode returns after the window opened   %d", r.UserReturns)
+	t.window()
 	t.row("bystanders", fmt.Sprint(r.BystanderWakes), "%s", t.wokenBystanders())
 	t.bystandersCost()
 	if n, who := t.sleptOn(); n > 0 {

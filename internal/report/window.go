@@ -1,0 +1,70 @@
+package report
+
+import "fmt"
+
+// Window is how the window went, as the killer and the kernel measured it. Times
+// are nanoseconds on the kernel's clock.
+type Window struct {
+	ArmNS     uint64 `json:"arm_ns"`     // from the first target confined to the opening
+	DeliverNS uint64 `json:"deliver_ns"` // from the opening until the engine was done
+	ReapNS    uint64 `json:"reap_ns"`    // until the corral opened
+	OpenNS    uint64 `json:"open_ns"`    // until everybody had its CPUs back
+
+	// TargetSwitches counts context switches to the kill set during delivery,
+	// ReapSwitches from there until the corral opened.
+	TargetSwitches uint64 `json:"target_switches"`
+	ReapSwitches   uint64 `json:"reap_switches"`
+
+	// bpfkill's own during delivery.
+	KillerMinorFaults int64 `json:"killer_minor_faults"`
+	KillerMajorFaults int64 `json:"killer_major_faults"`
+	KillerSwitches    int64 `json:"killer_switches"`
+
+	Corral Corral `json:"corral"`
+}
+
+// Corral is the one CPU that the kill set was confined to during the window.
+type Corral struct {
+	CPU     int  `json:"cpu"`
+	Threads int  `json:"threads"` // confined; 0 where there was no corral
+	Closed  bool `json:"closed"`  // nobody of the kill set was outside
+	// LeftOut are those of the kill set that could not be confined. They were
+	// killed all the same.
+	LeftOut []Skipped `json:"left_out"`
+}
+
+// window says who of the kill set ran while it was being killed.
+func (t *text) window() {
+	w := &t.r.Result.Window
+	how := "no corral"
+	if c := &w.Corral; c.Threads > 0 {
+		how = fmt.Sprintf("%s confined to CPU %d", count(c.Threads, "thread", "threads"), c.CPU)
+	}
+	t.row("ran inside the window", fmt.Sprint(w.TargetSwitches+w.ReapSwitches), "%s", how)
+	if t.verbose {
+		t.row("window", "", "armed %s, delivered %s, reaped %s, opened %s; bpfkill itself: %s, %s",
+			humanNS(w.ArmNS), humanNS(w.DeliverNS), humanNS(w.ReapNS), humanNS(w.OpenNS),
+			count(w.KillerMinorFaults+w.KillerMajorFaults, "page fault", "page faults"),
+			count(w.KillerSwitches, "context switch", "context switches"))
+	}
+}
+
+func (t *text) windowWarnings(c *Corral) {
+	if len(c.LeftOut) > 0 {
+		byReason := map[string][]string{}
+		var reasons []string
+		for _, s := range c.LeftOut {
+			if byReason[s.Why] == nil {
+				reasons = append(reasons, s.Why)
+			}
+			byReason[s.Why] = append(byReason[s.Why], t.name(s.PID))
+		}
+		for _, why := range reasons {
+			t.warnf("left out of the corral, and free to run during the window (%s): %s", printable(why),
+				capped(byReason[why], t.limit(maxPIDs), ", "))
+		}
+	}
+	if c.Threads > 0 && !c.Closed {
+		t.warnf("the kill set started threads faster than they could be confined: some were free to run during the window")
+	}
+}
