@@ -6,8 +6,8 @@
 //	check     may we signal them? (kill(2) itself is asked)
 //	doom      write the kill set into the kernel: inheritance begins
 //	identify  pidfds first, then a look at who still is who he was
-//	arm       attach the tripwire, set the deadline
 //	raise     memory locked, GC off, last in line for the OOM killer
+//	arm       attach the tripwire, set the deadline
 //	corral    SCHED_FIFO, and every target thread on the killer's CPU
 //	open      one store
 //	deliver   the engine, in plan order
@@ -307,9 +307,6 @@ func (r *run) window() (opened bool, err error) {
 	defer e.close()
 	shot := r.newShot()
 	e.load(shot)
-	if err := r.kernel.Arm(r.Timeout + armGrace); err != nil {
-		return false, err
-	}
 	// What there is to say waits: writing may fail, and may take a while.
 	var warnings, details []string
 	defer func() {
@@ -322,6 +319,11 @@ func (r *run) window() (opened bool, err error) {
 	}()
 	stance := raise(func(s string) { warnings = append(warnings, s) }, func(s string) { details = append(details, s) })
 	defer stance.lower()
+	// Raising may take its time on a machine in distress: the deadline comes
+	// after it.
+	if err := r.kernel.Arm(r.Timeout + armGrace); err != nil {
+		return false, err
+	}
 	began := r.confine(stance)
 
 	blocked := blockSignals()
