@@ -32,11 +32,21 @@ static __always_inline void follow(struct task_struct *task, struct wake_key *ke
 	bpf_map_update_elem(&followed, &tid, &f, BPF_ANY);
 }
 
+/* What is known of the running thread, NULL for nothing. */
 static __always_inline struct followed *find_followed(void)
 {
 	__s32 tid = bpf_get_current_pid_tgid();
 
 	return following ? bpf_map_lookup_elem(&followed, &tid) : 0;
+}
+
+/* The same, unless it went back to user mode: what it does until then comes of
+ * what woke it, its own death by a signal included. */
+static __always_inline struct followed *find_dragged(void)
+{
+	struct followed *f = find_followed();
+
+	return f && !f->returned ? f : 0;
 }
 
 /* Adds what task, which goes to sleep or dies, has cost to its wake. */

@@ -131,16 +131,35 @@ static __always_inline bool waits_for_child(struct task_struct *task)
 	return false;
 }
 
-/* Whose death causes the wake: the running process's, or that of who hung up on
- * the TCP socket that a software interrupt serves. An interrupt may hit the dying
- * by chance. Below do_exit there may be one, too: a process that ran in user mode
- * dies on its way back from the one that told it of its signal. */
+/* Whether the wakes of the running process come of its death: it is exiting, or
+ * unwinds from a sleep that its signal ended, and hands on what it waited for. */
+static __always_inline bool is_dying(struct task_struct *task)
+{
+	struct doomed *d = find_doomed(task);
+
+	return d && (BPF_CORE_READ(task, flags) & PF_EXITING || (d->woken && d->generated_ns));
+}
+
+static __always_inline void set_cause(struct wake_key *key, __s32 tgid, __u64 start_ns)
+{
+	key->cause = tgid;
+	key->cause_start_ns = start_ns;
+}
+
+/*
+ * Whose death causes the wake: the running process's, that of who woke it (it passes
+ * the wake on before it reaches user mode, or dies of a signal), or that of who
+ * hung up on the TCP socket that a software interrupt serves. An interrupt may hit
+ * any of them by chance. Below do_exit there may be one, too: a process that ran in
+ * user mode dies on its way back from the one that told it of its signal.
+ */
 static __always_inline bool find_cause(void *ctx, struct task_struct *waker, struct wake_key *key)
 {
-	bool dying = BPF_CORE_READ(waker, flags) & PF_EXITING && find_doomed(waker);
+	bool dying = is_dying(waker);
 	struct closer *closer = hung_up_by();
+	struct followed *f = find_dragged();
 
-	if (!dying && !closer)
+	if (!dying && !closer && !f)
 		return false;
 	if (!read_trail(ctx, MARK_EXIT | MARK_INTERRUPT | MARK_SOFTIRQ, &key->trail)) {
 		__sync_fetch_and_add(&lost_events, 1);
@@ -151,13 +170,19 @@ static __always_inline bool find_cause(void *ctx, struct task_struct *waker, str
 	if (key->trail & MARK_SOFTIRQ) {
 		if (!closer || !(key->trail & MARK_TCP_RECEIVE))
 			return false;
-		key->cause = closer->tgid;
-		key->cause_start_ns = closer->start_ns;
-		return true;
+		set_cause(key, closer->tgid, closer->start_ns);
+		return key->cause != key->wakee;
 	}
-	key->cause = BPF_CORE_READ(waker, tgid);
-	key->cause_start_ns = group_start_ns(waker);
-	return dying;
+	if (dying) {
+		set_cause(key, BPF_CORE_READ(waker, tgid), group_start_ns(waker));
+	} else {
+		if (!f)
+			return false;
+		set_cause(key, f->key.cause, f->key.cause_start_ns);
+		if (!(key->trail & MARK_EXIT))
+			key->trail = f->key.trail;
+	}
+	return BPF_CORE_READ(waker, tgid) != key->wakee && key->cause != key->wakee;
 }
 
 /*
@@ -183,7 +208,7 @@ int BPF_PROG(waking, struct task_struct *wakee)
 	if (d)
 		d->woken = true;
 	state = task_state(wakee);
-	if (!awaited_event(state) || !find_cause(ctx, waker, &key) || key.cause == key.wakee)
+	if (!awaited_event(state) || !find_cause(ctx, waker, &key))
 		return 0;
 	if (d && !d->early_ns) {
 		d->waker = key.cause;
@@ -204,16 +229,25 @@ int BPF_PROG(set_sock_state, struct sock *sk, int old_state, int state)
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct endpoints e = {};
 	struct closer by = {}, *closer;
+	struct followed *f;
 
 	if (!observing || !read_endpoints(sk, &e))
 		return 0;
 	closer = bpf_map_lookup_elem(&closed, &e);
 	record_hangup(closer);
 	if (closer || (state != TCP_FIN_WAIT1 && state != TCP_LAST_ACK && state != TCP_CLOSE) ||
-	    !(BPF_CORE_READ(task, flags) & PF_EXITING) || !find_doomed(task))
+	    !(BPF_CORE_READ(task, flags) & PF_EXITING))
 		return 0;
-	by.tgid = BPF_CORE_READ(task, tgid);
-	by.start_ns = group_start_ns(task);
+	f = find_dragged();
+	if (find_doomed(task)) {
+		by.tgid = BPF_CORE_READ(task, tgid);
+		by.start_ns = group_start_ns(task);
+	} else if (f) {
+		by.tgid = f->key.cause;
+		by.start_ns = f->key.cause_start_ns;
+	} else {
+		return 0;
+	}
 	if (!record_close(&e, &by))
 		__sync_fetch_and_add(&lost_events, 1);
 	return 0;

@@ -197,6 +197,7 @@ struct landmark {
 #define MARK_TCP_RECEIVE 16 /* takes a segment for a TCP socket */
 #define MARK_NOTIFY_PARENT 32 /* tells a parent, and whoever polls a pidfd */
 #define MARK_WAIT 64 /* no function's: the wakee waits for its children */
+#define MARK_TCP 128 /* sends on a TCP socket, closes it, or reads from it */
 
 /* Wakes, counted in the kernel by who caused them, who woke, and through what. */
 struct wake_key {

@@ -11,7 +11,7 @@ import (
 // trail is the set of marks of the functions on a waker's kernel stack.
 type trail uint64
 
-// Marks. The first seven are the kernel side's own, see record.h.
+// Marks. The first eight are the kernel side's own, see record.h.
 const (
 	markExit         trail = 1 << iota // where a process exits
 	markInterrupt                      // where interrupts and exceptions enter the kernel
@@ -20,10 +20,11 @@ const (
 	markTCPReceive                     // takes a segment for a TCP socket
 	markNotifyParent                   // tells a parent, and whoever polls a pidfd
 	markWait                           // no function's: the wakee waits for its children
+	markTCP                            // sends on a TCP socket, closes it, or reads from it
 
 	markPipe
+	markFIFO
 	markUnix
-	markTCP
 	markPTY
 	markPidfd
 	markSignal // any
@@ -48,30 +49,48 @@ var landmarks = map[trail][]string{
 	markInterrupt:    {irqTextStart, "asm_fred_entrypoint_kernel"},
 	markSoftirq:      {"__do_softirq", "handle_softirqs", "__napi_poll"},
 	markTCPReceive:   {"tcp_v4_rcv", "tcp_v6_rcv"},
-	markNotifyParent: {"do_notify_parent"},
+	markNotifyParent: {"do_notify_parent", "do_notify_parent_cldstop"},
 	// Whoever waits for these would run on in any case.
 	markKernel: {
 		"rwsem_wake", "up_read", "up_write", "mutex_unlock", "__mutex_unlock_slowpath", "up", "percpu_up_write",
 		"folio_unlock", "unlock_page", "wake_page_function", "bit_wake_function", "var_wake_function",
 	},
 
-	markPipe: {"pipe_release"}, // FIFOs share it
-	markUnix: {"unix_release_sock", "unix_release"},
-	markTCP:  {"tcp_close", "__tcp_close"},
-	// A terminal's end, and that of a session whose terminal it is.
-	markPTY: {"tty_release", "pty_close", "__tty_hangup", "tty_vhangup", "tty_vhangup_session", "disassociate_ctty"},
+	// The first of each is what a death comes through; the others are what an
+	// ordinary wake does, and whoever unwinds from a sleep and passes it on.
+	markPipe: {
+		"pipe_release", "pipe_read", "pipe_write", "anon_pipe_read", "anon_pipe_write",
+		"do_splice", "do_tee", "__do_sys_vmsplice",
+	},
+	// Since v6.15; before, and at a release, a FIFO cannot be told from a pipe.
+	markFIFO: {"fifo_pipe_read", "fifo_pipe_write", "fifo_open"},
+	markUnix: {
+		"unix_release_sock", "unix_release", "unix_shutdown", "unix_accept", "unix_stream_connect",
+		"unix_dgram_connect", "unix_stream_sendmsg", "unix_dgram_sendmsg", "unix_seqpacket_sendmsg",
+		"unix_stream_recvmsg", "unix_stream_read_generic", "unix_dgram_recvmsg", "__unix_dgram_recvmsg",
+	},
+	markTCP: {
+		"tcp_close", "__tcp_close", "inet_shutdown", "tcp_shutdown", "tcp_v4_connect", "tcp_v6_connect",
+		"inet_csk_accept", "tcp_sendmsg", "tcp_sendmsg_locked", "tcp_recvmsg", "tcp_splice_read",
+	},
+	markPTY: {
+		"tty_release", "pty_close", "__tty_hangup", "tty_vhangup", "tty_vhangup_session", "disassociate_ctty",
+		"tty_write", "tty_read", "tty_ioctl",
+	},
 
 	markPidfd:        {"do_notify_pidfd"}, // inlined into do_notify_parent until v6.8
 	markSignal:       {"__send_signal", "__send_signal_locked", "complete_signal"},
 	markProcessGroup: {"__kill_pgrp_info", "kill_orphaned_pgrp"},
 	markPtrace:       {"exit_ptrace"},
-	// A vfork parent gets its memory back.
-	markVfork: {"mm_release", "exit_mm_release", "exec_mm_release"},
+	markVfork:        {"mm_release", "exit_mm_release", "exec_mm_release"}, // the parent gets its memory back
 
-	markLock: {"locks_remove_posix", "locks_remove_file", "locks_remove_flock"},
+	markLock: {
+		"locks_remove_posix", "locks_remove_file", "locks_remove_flock", "locks_delete_block",
+		"posix_lock_inode", "flock_lock_inode",
+	},
 	markFutex: {
-		"futex_wake", "futex_exit_release", "exit_robust_list", "handle_futex_death", "exit_pi_state_list",
-		"rt_mutex_futex_unlock",
+		"futex_wake", "futex_wake_op", "futex_requeue", "futex_unlock_pi", "futex_exit_release",
+		"exit_robust_list", "handle_futex_death", "exit_pi_state_list", "rt_mutex_futex_unlock",
 	},
 	markFile:  {"__fput"},
 	markEpoll: {"ep_poll_callback"},
@@ -83,6 +102,8 @@ func (t trail) channel() waitgraph.Channel {
 	switch {
 	case has(markTCPReceive | markTCP):
 		return waitgraph.ChannelTCP
+	case has(markFIFO):
+		return waitgraph.ChannelFIFO
 	case has(markPipe):
 		return waitgraph.ChannelPipe
 	case has(markUnix):

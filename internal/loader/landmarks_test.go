@@ -28,7 +28,7 @@ func TestChannelOfATrail(t *testing.T) {
 	}{
 		{nil, waitgraph.ChannelOther},
 		{[]string{"try_to_wake_up", "do_exit"}, waitgraph.ChannelOther},
-		{[]string{"try_to_wake_up", "fifo_open"}, waitgraph.ChannelOther},
+		{[]string{"__wake_up", "anon_pipe_write", "fifo_pipe_write", "vfs_write"}, waitgraph.ChannelFIFO},
 		{[]string{"try_to_wake_up", "pipe_release", "__fput", "do_exit"}, waitgraph.ChannelPipe},
 		{[]string{"try_to_wake_up", "ep_poll_callback", "ep_poll_callback", "pipe_release", "__fput", "do_exit"}, waitgraph.ChannelPipe},
 		{[]string{"sock_def_wakeup", "unix_release_sock", "unix_release", "do_exit"}, waitgraph.ChannelUnix},
