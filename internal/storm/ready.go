@@ -99,11 +99,19 @@ func (s *Storm) settled(i int) (bool, error) {
 	if s.marks.load(i, slotReady) == 0 {
 		return false, nil
 	}
+	if s.marks.load(i, slotWoken) != 0 {
+		return false, fmt.Errorf("%s %d (%s) woke before anybody died", s.members[i].comm, pid, s.members[i].role)
+	}
 	if call := s.members[i].call; call != restless {
 		if st.state != s.members[i].stateThere() {
 			return false, nil
 		}
-		// Not to be seen by a caller that may not trace: the state must do.
+		// Not to be seen by a caller that may not trace, or of one who was
+		// stopped on the way out: the state must do.
+		if st.state == 'T' || st.state == 't' {
+			s.starts[i] = st.start
+			return true, nil
+		}
 		if now, err := blockedIn(pid); err == nil && now != call {
 			return false, nil
 		}

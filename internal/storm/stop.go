@@ -16,13 +16,17 @@ import (
 const stopTimeout = time.Minute
 
 // mine reports whether a process is the storm's: the number may have been
-// handed out again. All members are in one process group of their own.
+// handed out again. Until a member's start time is known, its process group and
+// its name have to do.
 func (s *Storm) mine(i int) func(stat) bool {
 	return func(st stat) bool {
-		if st.dead() || st.start < s.since || (st.pgrp != s.pgid && !s.direct[i]) {
+		if st.dead() || st.start < s.since {
 			return false
 		}
-		return s.starts[i] == 0 || s.starts[i] == st.start
+		if s.starts[i] != 0 {
+			return s.starts[i] == st.start
+		}
+		return st.pgrp == s.pgid || s.direct[i] || (s.topology.regroups && s.names()[st.comm])
 	}
 }
 
@@ -62,12 +66,16 @@ func (s *Storm) alive(i int) (bool, error) {
 }
 
 // reap collects a direct child that has died. Until then its pid is not handed
-// out again.
+// out again. One whose tracer has not looked at it yet stays until that has
+// gone.
 func (s *Storm) reap(i int) error {
 	for {
-		_, err := unix.Wait4(s.pid(i), nil, 0, nil)
+		pid, err := unix.Wait4(s.pid(i), nil, unix.WNOHANG, nil)
 		if errors.Is(err, unix.EINTR) {
 			continue
+		}
+		if err == nil && pid == 0 {
+			return nil
 		}
 		delete(s.direct, i)
 		if err != nil && !errors.Is(err, unix.ECHILD) { // ECHILD: ignored, so reaped by the kernel

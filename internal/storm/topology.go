@@ -37,6 +37,8 @@ type Topology struct {
 	build func(b *builder, n int)
 	// needs reports what the machine or the caller lacks; nil needs nothing.
 	needs func() error
+	// regroups is set where members leave the storm's process group.
+	regroups bool
 }
 
 // Supported returns nil if the topology can be staged here, or an error that
@@ -59,8 +61,12 @@ var Topologies = slices.Concat(
 	unixTopologies,
 	childTopologies,
 	orphanTopologies,
+	ttyTopologies,
 	lockTopologies,
 	futexTopologies,
+	ipcTopologies,
+	ptraceTopologies,
+	eventTopologies,
 	tcpTopologies,
 )
 

@@ -43,11 +43,17 @@ func killAndCompare(t *testing.T, s *Storm, victims []Proc) {
 	dead, woken := map[int]bool{}, map[int]bool{}
 	var outcome Outcome
 	for _, p := range victims {
+		if pids(outcome.Killed)[p.PID] {
+			continue // it died of the others
+		}
 		kill(t, s, []Proc{p})
 		dead[p.PID] = true
 		outcome = s.After(dead)
 		for _, w := range outcome.Woken {
 			woken[w.PID] = true
+		}
+		for _, k := range outcome.Killed {
+			eventually(t, "a process that dies of it is gone", func() bool { return gone(k.PID) })
 		}
 		if s.topology.Late && len(dead) < len(victims) {
 			continue
@@ -57,7 +63,6 @@ func killAndCompare(t *testing.T, s *Storm, victims []Proc) {
 		})
 	}
 	for _, p := range outcome.Killed {
-		eventually(t, "a process that dies of it is gone", func() bool { return gone(p.PID) })
 		dead[p.PID] = true
 	}
 	settle(t, s, dead)
@@ -90,14 +95,15 @@ func asExpected(got, want map[int]bool, oneOf [][]Proc) bool {
 	return equal(got, want)
 }
 
-// settle waits until every survivor sleeps: then nobody is on the way to its
-// mark.
+// settle waits until every survivor sleeps, or is stopped if it was before: then
+// nobody is on the way to its mark.
 func settle(t testing.TB, s *Storm, dead map[int]bool) {
 	t.Helper()
 	for i, p := range s.Processes() {
 		eventually(t, "the survivors sleep", func() bool {
 			st, err := readStat(p.PID)
-			return dead[p.PID] || (err == nil && (st.state == 'S' || st.state == s.members[i].state))
+			was := s.members[i].stateThere()
+			return dead[p.PID] || (err == nil && (st.state == 'S' || st.state == was || (st.state == 'T' && was == 't')))
 		})
 	}
 }

@@ -1,0 +1,84 @@
+package storm
+
+import "golang.org/x/sys/unix"
+
+var eventTopologies = []Topology{
+	{
+		Name: "eventfd", Unit: "servers", Channel: "other", Quiet: true,
+		Summary: "servers that share an eventfd with a router child, which waits in read, ppoll or epoll_pwait",
+		Outcome: "nobody wakes: the other holders of an eventfd are nothing to it",
+		build: func(b *builder, n int) {
+			b.trees(n, b.sharers(func() { b.must(regIn, unix.SYS_EVENTFD2, imm(0), imm(unix.EFD_CLOEXEC)) })...)
+		},
+	}, {
+		Name: "timerfd", Unit: "servers", Channel: "other", Quiet: true,
+		Summary: "the same with a timerfd that is not set",
+		Outcome: "nobody wakes",
+		build: func(b *builder, n int) {
+			b.trees(n, b.sharers(func() {
+				b.must(regIn, unix.SYS_TIMERFD_CREATE, imm(unix.CLOCK_MONOTONIC), imm(unix.TFD_CLOEXEC))
+			})...)
+		},
+	}, {
+		Name: "inotify", Unit: "servers", Channel: "other",
+		Summary: "servers that have a file open, each with a router child that watches for the file being closed, in read, ppoll or epoll_pwait",
+		Outcome: "every router wakes: dying closes files",
+		build:   buildInotify,
+	}, {
+		Name: "sigio", Unit: "servers", Channel: "signal",
+		Summary: "servers, each with a router child that asked for SIGIO at the other end of a pipe, a socket pair or a TCP connection, and sleeps in something else",
+		Outcome: "every router's handler is called",
+		build:   buildSigio,
+	},
+}
+
+// sharers are trees of a server and a child that waits in read, ppoll or
+// epoll_pwait on a descriptor that both have, and does not wake.
+func (b *builder) sharers(open func()) []*node {
+	var kinds []*node
+	for _, w := range b.receiving(regIn) {
+		kinds = append(kinds, &node{
+			comm: Target, role: "server", open: open,
+			children: []*node{{role: w.role, wait: w.wait}},
+		})
+	}
+	return kinds
+}
+
+func buildInotify(b *builder, n int) {
+	watch := func() {
+		b.must(regIn, unix.SYS_INOTIFY_INIT1, imm(unix.IN_CLOEXEC))
+		b.must(regTemp, unix.SYS_INOTIFY_ADD_WATCH, reg(regIn), imm(b.comm(lockPath)), imm(unix.IN_CLOSE))
+		b.must(regTemp, unix.SYS_CLOSE, imm(lockFile))
+	}
+	ways := b.receiving(regIn)
+	// An event does not fit into a smaller buffer.
+	ways[0].wait = func() { b.block(unix.SYS_READ, reg(regIn), imm(b.scratch+scratchInfo), imm(128)) }
+	var kinds []*node
+	for _, w := range ways {
+		kinds = append(kinds, &node{
+			comm: Target, role: "server",
+			open: func() { b.makeLockFile(); b.reopenLockFile() },
+			children: []*node{{
+				role: w.role, wakes: dies("server"), open: watch, wait: w.wait,
+			}},
+		})
+	}
+	b.trees(n, kinds...)
+}
+
+func buildSigio(b *builder, n int) {
+	asked := func() {
+		b.catch(unix.SIGIO, 0)
+		b.must(regPID, unix.SYS_GETPID)
+		b.must(regTemp, unix.SYS_FCNTL, reg(regIn), imm(unix.F_SETOWN), reg(regPID))
+		b.must(regTemp, unix.SYS_FCNTL, reg(regIn), imm(unix.F_SETFL), imm(unix.O_ASYNC))
+		b.pause()
+	}
+	pipe := func() { b.pipe(regIn, regOut) }
+	pair := func() { b.socketPair(regIn, regOut, unix.SOCK_STREAM) }
+	connection := func() { b.tcpPair(loopback4) }
+	kinds := b.pairs(pipe, dies("server"), way{"of a pipe", asked})
+	kinds = append(kinds, b.pairs(pair, dies("server"), way{"of a socket pair", asked})...)
+	b.trees(n, append(kinds, b.pairs(connection, dies("server"), way{"of a TCP connection", asked})...)...)
+}

@@ -1,0 +1,105 @@
+package storm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+var ipcTopologies = []Topology{
+	{
+		Name: "sysv-sem", Unit: "servers", Channel: "other",
+		Summary: "servers that hold a System V semaphore with SEM_UNDO, each with a router child in semop: for the semaphore, or for zero",
+		Outcome: "every router wakes: the kernel undoes what the dead did",
+		needs:   func() error { return needIPC("System V semaphores", "CONFIG_SYSVIPC", unix.SYS_SEMCTL) },
+		build:   buildSysVSem,
+	}, {
+		Name: "mqueue", Unit: "servers", Channel: "other", Quiet: true,
+		Summary: "servers that have a POSIX message queue open, each with a router child that waits for a message, or for room for one",
+		Outcome: "nobody wakes: a queue does not care who has it open",
+		needs:   func() error { return needIPC("POSIX message queues", "CONFIG_POSIX_MQUEUE", unix.SYS_MQ_UNLINK) },
+		build:   buildMqueue,
+	},
+}
+
+// needIPC asks for root, as each tree gets an IPC namespace of its own: what lives
+// there needs no name of its own, and goes when the last of the processes does.
+func needIPC(what, option string, call uintptr) error {
+	if os.Geteuid() != 0 {
+		return errors.New("an IPC namespace of one's own: needs root")
+	}
+	// Whatever else this says, it is known.
+	if _, _, errno := unix.Syscall(call, ^uintptr(0), ^uintptr(0), ^uintptr(0)); errno == unix.ENOSYS {
+		return fmt.Errorf("%s: %w (%s)", what, errno, option)
+	}
+	return nil
+}
+
+// ownIPC leaves the IPC namespace of the others.
+func (b *builder) ownIPC() { b.must(regTemp, unix.SYS_UNSHARE, imm(unix.CLONE_NEWIPC)) }
+
+const semUndo = 0x1000
+
+// semop is an operation on the only semaphore of a set.
+func (b *builder) semop(operation int16, flags int) arg {
+	return imm(b.constant(shorts(0, uint16(operation), uint16(flags))))
+}
+
+func buildSysVSem(b *builder, n int) {
+	// A new semaphore is 0. start brings it to where the child has to wait.
+	tree := func(role string, start []arg, wait arg) *node {
+		return &node{
+			comm: Target, role: "server",
+			open: func() {
+				b.ownIPC()
+				b.must(regIn, unix.SYS_SEMGET, imm(unix.IPC_PRIVATE), imm(1), imm(0o600))
+				for _, operation := range start {
+					b.must(regTemp, unix.SYS_SEMOP, reg(regIn), operation, imm(1))
+				}
+			},
+			children: []*node{{
+				role: role, wakes: dies("server"),
+				wait: func() { b.block(unix.SYS_SEMOP, reg(regIn), wait, imm(1)) },
+			}},
+		}
+	}
+	b.trees(n,
+		tree("waiting for it", []arg{b.semop(1, 0), b.semop(-1, semUndo)}, b.semop(-1, 0)),
+		tree("waiting for zero", []arg{b.semop(1, semUndo)}, b.semop(0, 0)),
+	)
+}
+
+func buildMqueue(b *builder, n int) {
+	receive := func() {
+		b.block(unix.SYS_MQ_TIMEDRECEIVE, reg(regIn), imm(b.scratch+scratchBuffer), imm(8), imm(0), imm(0))
+	}
+	send := func(block bool) {
+		args := []arg{reg(regIn), imm(b.base()), imm(8), imm(0), imm(0)}
+		if block {
+			b.block(unix.SYS_MQ_TIMEDSEND, args...)
+		} else {
+			b.must(regTemp, unix.SYS_MQ_TIMEDSEND, args...)
+		}
+	}
+	var kinds []*node
+	for _, w := range []way{
+		{"receiver", receive},
+		{"poller", func() { b.poll(regIn) }},
+		{"sender", func() { send(false); send(true) }},
+	} {
+		kinds = append(kinds, &node{
+			comm: Target, role: "server",
+			open: func() {
+				b.ownIPC()
+				// struct mq_attr: flags, one message, of eight bytes.
+				attributes := append(words(0, 0, 1, 0, 8, 0), make([]byte, 40)...)
+				b.must(regIn, unix.SYS_MQ_OPEN, imm(b.comm("wakestorm")), imm(unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_CLOEXEC),
+					imm(0o600), imm(b.constant(attributes)))
+			},
+			children: []*node{{role: w.role, wait: w.wait}},
+		})
+	}
+	b.trees(n, kinds...)
+}

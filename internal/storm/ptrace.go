@@ -1,0 +1,100 @@
+package storm
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+var ptraceTopologies = []Topology{
+	{
+		Name: "ptrace-tracer", Unit: "tracers", Channel: "other",
+		Summary: "servers that trace a router child: stopped at a signal, stopped at SIGSTOP, asleep, or to be killed with the tracer",
+		Outcome: "who stopped at a signal wakes and gets it, who stopped at SIGSTOP wakes and stops, who sleeps sleeps on, and the last dies",
+		needs:   needPtrace,
+		build:   buildPtraceTracer,
+	}, {
+		Name: "ptrace-tracee", Unit: "servers", Channel: "child",
+		Summary: "servers that are traced by a router, which is no parent of theirs and waits for them in wait4, or catches SIGCHLD",
+		Outcome: "every tracer wakes",
+		needs:   needPtrace,
+		build:   buildPtraceTracee,
+	},
+}
+
+// needPtrace asks Yama, which lets a process trace its descendants only.
+func needPtrace() error {
+	text, err := os.ReadFile("/proc/sys/kernel/yama/ptrace_scope")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	scope := strings.TrimSpace(string(text))
+	if scope == "3" || (scope != "0" && os.Geteuid() != 0) {
+		return fmt.Errorf("ptrace: kernel.yama.ptrace_scope is %s: %w", scope, unix.EPERM)
+	}
+	return nil
+}
+
+func buildPtraceTracer(b *builder, n int) {
+	server := func(tracee *node) *node {
+		return &node{comm: Target, role: "server", children: []*node{tracee}}
+	}
+	seizing := func(options int, tracee *node) *node {
+		s := server(tracee)
+		s.shut = func() {
+			b.pidOf(regPID, 1)
+			b.must(regTemp, unix.SYS_PTRACE, imm(unix.PTRACE_SEIZE), reg(regPID), imm(0), imm(options))
+		}
+		return s
+	}
+	b.trees(n,
+		server(&node{role: "at a signal", wakes: dies("server"), wait: func() {
+			b.catch(unix.SIGUSR1, 0)
+			b.stopTraced(unix.SIGUSR1)
+		}}),
+		server(&node{
+			role: "at SIGSTOP", wakes: []when{{deaths: []string{"server"}, effect: Stirs}},
+			wait: func() { b.stopTraced(unix.SIGSTOP) },
+		}),
+		seizing(0, &node{role: "asleep", wait: b.pause}),
+		seizing(unix.PTRACE_O_EXITKILL, &node{
+			role: "deadly", wakes: []when{{deaths: []string{"server"}, effect: Dies}}, wait: b.pause,
+		}),
+	)
+}
+
+// stopTraced has the process traced by its parent, and stopped at a signal that
+// it sends itself.
+func (b *builder) stopTraced(sig unix.Signal) {
+	b.state = 't'
+	b.must(regTemp, unix.SYS_PTRACE, imm(unix.PTRACE_TRACEME), imm(0), imm(0), imm(0))
+	b.must(regPID, unix.SYS_GETPID)
+	b.block(unix.SYS_KILL, reg(regPID), imm(int(sig)))
+}
+
+func buildPtraceTracee(b *builder, n int) {
+	tracer := func(role string, wait func()) *node {
+		return &node{
+			comm: Target, role: "server",
+			children: []*node{{
+				role: role, wakes: dies("server"),
+				wait: func() {
+					b.must(regPID, unix.SYS_GETPPID)
+					b.must(regTemp, unix.SYS_PTRACE, imm(unix.PTRACE_SEIZE), reg(regPID), imm(0), imm(0))
+					wait()
+				},
+			}},
+		}
+	}
+	b.trees(n,
+		tracer("waiting", func() { b.wait4(imm(^uintptr(0))) }),
+		tracer("catching", func() { b.catch(unix.SIGCHLD, 0); b.pause() }),
+	)
+}

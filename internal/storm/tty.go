@@ -1,0 +1,175 @@
+package storm
+
+import (
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+var ttyTopologies = []Topology{
+	{
+		Name: "pty", Unit: "servers", Channel: "pty",
+		Summary: "servers that hold the master of a pseudo-terminal, each with a router child on the slave: in read, ppoll, epoll_pwait, or in a write for which there is no room",
+		Outcome: "every router wakes: its terminal is hung up",
+		needs:   needPty,
+		build: func(b *builder, n int) {
+			b.trees(n, b.pairs(func() { b.pty(regOut, regIn) }, dies("server"), b.onTerminal(regIn)...)...)
+		},
+	}, {
+		Name: "pty-master", Unit: "servers", Channel: "pty",
+		Summary: "servers that hold the slave, each with a router child on the master",
+		Outcome: "every router wakes: nobody has the terminal open any more",
+		needs:   needPty,
+		build: func(b *builder, n int) {
+			ways := slices.DeleteFunc(b.onTerminal(regIn), func(w way) bool {
+				// The kernel wakes it before it counts the slave as closed, so that
+				// it may find nothing changed, and sleeps on.
+				return w.role == "writer"
+			})
+			b.trees(n, b.pairs(func() { b.pty(regIn, regOut) }, dies("server"), ways...)...)
+		},
+	}, {
+		Name: "pty-session", Unit: "servers", Channel: "pty", regroups: true,
+		Summary: "servers that hold the master of a session's terminal; the session is a leader, who catches SIGHUP or does not, one who reads, and one who sleeps in the foreground and catches SIGHUP",
+		Outcome: "the leader gets SIGHUP and wakes, and the reader wakes; the sleeper wakes where the leader dies",
+		needs:   needPty,
+		build:   func(b *builder, n int) { b.trees(n, b.hungUp(true), b.hungUp(false)) },
+	}, {
+		Name: "session-leader", Unit: "leaders", Channel: "pty", regroups: true,
+		Summary: "session leaders with a terminal, whose master a router holds; routers in the foreground and the background of the session, and one outside that reads",
+		Outcome: "the foreground gets SIGHUP: who catches it wakes, who does not dies; the others sleep on, for the terminal stays",
+		needs:   needPty,
+		build:   buildSessionLeader,
+	}, {
+		Name: "orphaned-group", Unit: "servers", Channel: "signal", regroups: true,
+		Summary: "servers, each with a job below it: a process group of five routers, two of them stopped, in a session of the server's own",
+		Outcome: "the group is orphaned and has stopped members, so all of it gets SIGHUP and SIGCONT: all wake or die, but one that sleeps and ignores SIGHUP",
+		build:   buildOrphanedGroup,
+	},
+}
+
+func needPty() error {
+	fd, err := unix.Open("/dev/ptmx", unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open /dev/ptmx: %w (mount devpts on /dev/pts)", err)
+	}
+	return unix.Close(fd)
+}
+
+// pty opens both sides of a pseudo-terminal in raw mode.
+func (b *builder) pty(master, slave int) {
+	flags := imm(unix.O_RDWR | unix.O_NOCTTY | unix.O_CLOEXEC)
+	at := unix.AT_FDCWD
+	b.must(master, unix.SYS_OPENAT, imm(at), imm(b.comm("/dev/ptmx")), flags, imm(0))
+	b.must(regTemp, unix.SYS_IOCTL, reg(master), imm(unix.TIOCSPTLCK), imm(b.constant(words(0))))
+	b.must(slave, unix.SYS_IOCTL, reg(master), imm(unix.TIOCGPTPEER), flags)
+	// struct termios: four words of flags, the line discipline, c_cc.
+	raw := append(words(0, 0, unix.CS8|unix.CREAD, 0), make([]byte, 20)...)
+	raw[16+1+unix.VMIN] = 1
+	b.must(regTemp, unix.SYS_IOCTL, reg(slave), imm(unix.TCSETS), imm(b.constant(raw)))
+}
+
+// onTerminal are the ways of one who waits for input, and of one who has more to
+// write than there is room for.
+func (b *builder) onTerminal(fd int) []way {
+	return append(b.receiving(fd), way{"writer", func() { b.write(fd, arenaSize) }})
+}
+
+// newSession makes the process the leader of a session whose terminal is slave.
+// Its own group is in the foreground.
+func (b *builder) newSession(slave int) {
+	b.must(regTemp, unix.SYS_SETSID)
+	b.must(regTemp, unix.SYS_IOCTL, reg(slave), imm(unix.TIOCSCTTY), imm(0))
+}
+
+// hungUp is a server that holds the master of a session's terminal.
+func (b *builder) hungUp(catches bool) *node {
+	leader := &node{
+		role: "leader", wakes: dies("server"),
+		open: func() { b.closeFD(regOut); b.newSession(regIn) },
+		wait: func() { b.catch(unix.SIGHUP, 0); b.pause() },
+		children: []*node{{
+			role: "reader", wakes: anyDies("server"),
+			// The hangup does not reach it by signal, the leader's death would.
+			wait: func() { b.ignore(unix.SIGHUP); b.read(regIn) },
+		}, {
+			role: "sleeper", wakes: dies("leader"),
+			open: func() { b.closeFD(regIn) },
+			wait: func() { b.catch(unix.SIGHUP, 0); b.pause() },
+		}},
+	}
+	if !catches {
+		leader.wakes = []when{{deaths: []string{"server"}, effect: Dies}}
+		leader.wait = b.pause
+	}
+	return &node{
+		comm: Target, role: "server",
+		open:     func() { b.pty(regOut, regIn) },
+		shut:     func() { b.closeFD(regIn) },
+		children: []*node{leader},
+	}
+}
+
+func buildSessionLeader(b *builder, n int) {
+	caught := func() { b.catch(unix.SIGHUP, 0); b.pause() }
+	leader := &node{
+		comm: Target, role: "leader",
+		// The end of the master's holder is a hangup, and that is deadly here.
+		wakes: []when{{deaths: []string{"keeper"}, effect: Dies}},
+		open:  func() { b.closeFD(regOut); b.newSession(regIn) },
+		children: []*node{
+			{role: "foreground", wakes: dies("leader"), wait: caught},
+			{role: "foreground, deadly", wakes: []when{{deaths: []string{"leader"}, effect: Dies}}, wait: b.pause},
+			{role: "foreground, ignoring", wait: func() { b.ignore(unix.SIGHUP); b.pause() }},
+			{
+				role: "background",
+				open: func() { b.must(regTemp, unix.SYS_SETPGID, imm(0), imm(0)) },
+				wait: caught,
+			},
+		},
+	}
+	b.trees(n, &node{
+		role: "keeper",
+		open: func() { b.pty(regOut, regIn) },
+		shut: func() { b.closeFD(regIn) },
+		children: []*node{leader, {
+			role: "outsider", wakes: dies("keeper"),
+			open: func() { b.closeFD(regOut) },
+			wait: func() { b.read(regIn) },
+		}},
+	})
+}
+
+func buildOrphanedGroup(b *builder, n int) {
+	// The end of the server orphans the group, and so does that of the one
+	// member whose parent the server is.
+	runs := anyDies("server", "job")
+	b.trees(n, &node{
+		role: "shell",
+		children: []*node{{
+			comm: Target, role: "server",
+			open: func() { b.must(regTemp, unix.SYS_SETSID) },
+			children: []*node{{
+				role: "job", wakes: dies("server"),
+				open: func() { b.must(regTemp, unix.SYS_SETPGID, imm(0), imm(0)) },
+				wait: func() { b.catch(unix.SIGHUP, 0); b.pause() },
+				children: []*node{
+					{role: "stopped", wakes: runs, wait: func() { b.catch(unix.SIGHUP, 0); b.stop() }},
+					{role: "stopped, ignoring", wakes: runs, wait: func() { b.ignore(unix.SIGHUP); b.stop() }},
+					{role: "deadly", wakes: []when{
+						{deaths: []string{"server"}, effect: Dies}, {deaths: []string{"job"}, effect: Dies},
+					}, wait: b.pause},
+					{role: "ignoring", wait: func() { b.ignore(unix.SIGHUP); b.pause() }},
+				},
+			}},
+		}},
+	})
+}
+
+// stop has the process stop itself until it is continued.
+func (b *builder) stop() {
+	b.state = 'T'
+	b.must(regPID, unix.SYS_GETPID)
+	b.block(unix.SYS_KILL, reg(regPID), imm(int(unix.SIGSTOP)))
+}
