@@ -15,10 +15,13 @@ const (
 	futexWake = 1
 )
 
-// read waits for end-of-file on a pipe.
+// read waits for end-of-file, or for something to read.
 func (b *builder) read(fd int) {
-	b.block(unix.SYS_READ, reg(fd), imm(b.scratch+scratchBuffer), imm(8))
+	b.block(unix.SYS_READ, reg(fd), imm(b.scratch+scratchInfo), imm(infoSize))
 }
+
+// infoSize is enough for what a signalfd or an inotify instance has to say.
+const infoSize = 128
 
 // write blocks in a write that is larger than the room for it.
 func (b *builder) write(fd, size int) {

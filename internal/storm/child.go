@@ -105,10 +105,7 @@ func (b *builder) hearing() []way {
 			b.hold(ended)
 			b.block(unix.SYS_RT_SIGSUSPEND, imm(b.constant(make([]byte, 8))), imm(8))
 		}},
-		{"signalfd in read", func() {
-			b.signalFD(regFD, ended)
-			b.block(unix.SYS_READ, reg(regFD), imm(b.scratch+scratchInfo), imm(128))
-		}},
+		{"signalfd in read", func() { b.signalFD(regFD, ended); b.read(regFD) }},
 		{"signalfd in ppoll", func() { b.signalFD(regFD, ended); b.poll(regFD) }},
 		{"signalfd in epoll", func() { b.signalFD(regIn, ended); b.epoll(regIn) }},
 		{"rt_sigtimedwait", func() { b.awaitSignal(ended) }},

@@ -2,9 +2,6 @@ package storm
 
 import (
 	"encoding/binary"
-	"errors"
-	"fmt"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -39,25 +36,6 @@ var endTopologies = []Topology{
 		Outcome:       "every router wakes: the socket and what lies in it go with the server",
 		Unpredictable: "the write end is in no descriptor table, only in a message on a socket's queue",
 		build:         func(b *builder, n int) { b.trees(n, b.inFlight(true)) },
-	}, {
-		Name: "io_uring-held", Unit: "servers", Channel: "pipe",
-		Summary:       "servers that registered the write end of a router child's pipe with an io_uring, and closed it",
-		Outcome:       "every router wakes, when a worker of the kernel's has taken the ring apart",
-		Late:          true,
-		Unpredictable: "a ring's files are in no descriptor table, and it is not the dying process that lets them go",
-		needs:         needIOUring,
-		build: func(b *builder, n int) {
-			b.trees(n, &node{
-				comm: Target, role: "server",
-				open: func() { b.pipe(regIn, regOut) },
-				shut: func() { b.closeFD(regIn); b.ringHolds(regOut); b.closeFD(regOut) },
-				children: []*node{{
-					role: "reader", wakes: dies("server"),
-					open: func() { b.closeFD(regOut) },
-					wait: func() { b.read(regIn) },
-				}},
-			})
-		},
 	},
 }
 
@@ -152,26 +130,4 @@ func (b *builder) sendDescriptor(over, fd int) {
 		header = long(header, uint64(word))
 	}
 	b.must(regTemp, unix.SYS_SENDMSG, reg(over), imm(b.constant(header)), imm(0))
-}
-
-const ioringRegisterFiles = 2
-
-func needIOUring() error {
-	var params [120]byte // struct io_uring_params
-	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 1, uintptr(unsafe.Pointer(&params)), 0)
-	switch {
-	case errno == 0:
-		return unix.Close(int(fd))
-	case errors.Is(errno, unix.ENOSYS), errors.Is(errno, unix.EPERM):
-		return fmt.Errorf("io_uring: %w (Linux 5.1 or later with CONFIG_IO_URING, and not forbidden by kernel.io_uring_disabled)", errno)
-	}
-	return fmt.Errorf("io_uring: %w", errno)
-}
-
-// ringHolds sets up an io_uring and registers a descriptor with it.
-func (b *builder) ringHolds(fd int) {
-	b.must(regFD, unix.SYS_IO_URING_SETUP, imm(1), imm(b.scratch+scratchStruct))
-	b.store(imm(b.scratch), scratchPipe, reg(fd))
-	b.must(regTemp, unix.SYS_IO_URING_REGISTER, reg(regFD), imm(ioringRegisterFiles), imm(b.scratch+scratchPipe), imm(1))
-	// The accept that follows wants the register; the descriptor stays.
 }

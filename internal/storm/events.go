@@ -1,6 +1,10 @@
 package storm
 
-import "golang.org/x/sys/unix"
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
 
 var eventTopologies = []Topology{
 	{
@@ -21,7 +25,7 @@ var eventTopologies = []Topology{
 		},
 	}, {
 		Name: "inotify", Unit: "servers", Channel: "other",
-		Summary: "servers that have a file open, each with a router child that watches for the file being closed, in read, ppoll or epoll_pwait",
+		Summary: "routers that watch for a file being closed, in read, ppoll or epoll_pwait, each with up to four smtpserver children that have it open",
 		Outcome: "every router wakes: dying closes files",
 		build:   buildInotify,
 	}, {
@@ -45,26 +49,37 @@ func (b *builder) sharers(open func()) []*node {
 	return kinds
 }
 
+// watched is how many servers one router watches: there may be few inotify
+// instances (fs.inotify.max_user_instances).
+const watched = 4
+
 func buildInotify(b *builder, n int) {
-	watch := func() {
-		b.must(regIn, unix.SYS_INOTIFY_INIT1, imm(unix.IN_CLOEXEC))
-		b.must(regTemp, unix.SYS_INOTIFY_ADD_WATCH, reg(regIn), imm(b.comm(lockPath)), imm(unix.IN_CLOSE))
-		b.must(regTemp, unix.SYS_CLOSE, imm(lockFile))
+	b.trees(n/watched, b.watchers(watched)...)
+	if rest := n % watched; rest > 0 {
+		b.trees(1, b.watchers(rest)[2])
 	}
-	ways := b.receiving(regIn)
-	// An event does not fit into a smaller buffer.
-	ways[0].wait = func() { b.block(unix.SYS_READ, reg(regIn), imm(b.scratch+scratchInfo), imm(128)) }
+}
+
+// watchers are trees of a router and n servers that each opened the router's file.
+func (b *builder) watchers(n int) []*node {
 	var kinds []*node
-	for _, w := range ways {
-		kinds = append(kinds, &node{
-			comm: Target, role: "server",
-			open: func() { b.makeLockFile(); b.reopenLockFile() },
-			children: []*node{{
-				role: w.role, wakes: dies("server"), open: watch, wait: w.wait,
-			}},
-		})
+	for _, w := range b.receiving(regIn) {
+		watcher := &node{
+			role: w.role, open: b.makeLockFile,
+			wait: func() {
+				b.must(regIn, unix.SYS_INOTIFY_INIT1, imm(unix.IN_CLOEXEC))
+				b.must(regTemp, unix.SYS_INOTIFY_ADD_WATCH, reg(regIn), imm(b.comm(lockPath)), imm(unix.IN_CLOSE))
+				w.wait()
+			},
+		}
+		for i := range n {
+			role := fmt.Sprintf("server %d", i)
+			watcher.children = append(watcher.children, &node{comm: Target, role: role, open: b.reopenLockFile})
+			watcher.wakes = append(watcher.wakes, anyDies(role)...)
+		}
+		kinds = append(kinds, watcher)
 	}
-	b.trees(n, kinds...)
+	return kinds
 }
 
 func buildSigio(b *builder, n int) {

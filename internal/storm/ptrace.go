@@ -12,7 +12,7 @@ import (
 
 var ptraceTopologies = []Topology{
 	{
-		Name: "ptrace-tracer", Unit: "tracers", Channel: "other",
+		Name: "ptrace-tracer", Unit: "tracers", Channel: "other", regroups: true,
 		Summary: "servers that trace a router child: stopped at a signal, stopped at SIGSTOP, asleep, or to be killed with the tracer",
 		Outcome: "who stopped at a signal wakes and gets it, who stopped at SIGSTOP wakes and stops, who sleeps sleeps on, and the last dies",
 		needs:   needPtrace,
@@ -61,6 +61,9 @@ func buildPtraceTracer(b *builder, n int) {
 		}}),
 		server(&node{
 			role: "at SIGSTOP", wakes: []when{{deaths: []string{"server"}, effect: Stirs}},
+			// In a session of its own: a stopped member of the storm's group would
+			// bring SIGHUP on all of it when the last of its parents dies.
+			open: func() { b.must(regTemp, unix.SYS_SETSID) },
 			wait: func() { b.stopTraced(unix.SIGSTOP) },
 		}),
 		seizing(0, &node{role: "asleep", wait: b.pause}),

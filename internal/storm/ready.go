@@ -161,6 +161,8 @@ func callName(n uint32) string {
 		return "bind"
 	case unix.SYS_CLOSE_RANGE:
 		return "close_range (Linux 5.9 or later)"
+	case unix.SYS_INOTIFY_INIT1:
+		return "inotify_init1 (fs.inotify.max_user_instances)"
 	case unix.SYS_CONNECT:
 		return "connect"
 	case unix.SYS_SETSOCKOPT:

@@ -58,6 +58,7 @@ var Topologies = slices.Concat(
 	pipeTopologies,
 	epollTopologies,
 	endTopologies,
+	ioUringTopologies,
 	unixTopologies,
 	childTopologies,
 	orphanTopologies,

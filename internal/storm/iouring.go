@@ -1,0 +1,95 @@
+package storm
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+var ioUringTopologies = []Topology{
+	{
+		Name: "io_uring-held", Unit: "servers", Channel: "pipe",
+		Summary:       "servers that registered the write end of a router child's pipe with an io_uring, and closed it",
+		Outcome:       "every router wakes, when a worker of the kernel's has taken the ring apart",
+		Late:          true,
+		Unpredictable: "a ring's files are in no descriptor table, and it is not the dying process that lets them go",
+		needs:         needIOUring,
+		build: func(b *builder, n int) {
+			b.trees(n, &node{
+				comm: Target, role: "server",
+				open: func() { b.pipe(regIn, regOut) },
+				shut: func() { b.closeFD(regIn); b.ringHolds(regOut); b.closeFD(regOut) },
+				children: []*node{{
+					role: "reader", wakes: dies("server"),
+					open: func() { b.closeFD(regOut) },
+					wait: func() { b.read(regIn) },
+				}},
+			})
+		},
+	}, {
+		Name: "io_uring-poll", Unit: "servers", Channel: "pipe",
+		Summary: "servers, each with a router child that polls its pipe by way of an io_uring, and waits for the ring's completion",
+		Outcome: "every router wakes",
+		needs:   needIOUring,
+		build: func(b *builder, n int) {
+			b.trees(n, b.pairs(func() { b.pipe(regIn, regOut) }, dies("server"),
+				way{"poller", func() { b.ringPoll(regIn) }})...)
+		},
+	},
+}
+
+const (
+	ioringRegisterFiles = 2
+	ioringOpPollAdd     = 6
+	ioringGetEvents     = 1
+	ioringOffsetEntries = 0x10000000 // where the submission entries are mapped
+
+	ioringTailOffset = 44 // sq_off.tail in struct io_uring_params
+)
+
+func needIOUring() error {
+	var params [120]byte // struct io_uring_params
+	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 1, uintptr(unsafe.Pointer(&params)), 0)
+	switch {
+	case errno == 0:
+		return unix.Close(int(fd))
+	case errors.Is(errno, unix.ENOSYS), errors.Is(errno, unix.EPERM):
+		return fmt.Errorf("io_uring: %w (Linux 5.1 or later with CONFIG_IO_URING, and not forbidden by kernel.io_uring_disabled)", errno)
+	}
+	return fmt.Errorf("io_uring: %w", errno)
+}
+
+// ring sets up an io_uring of one entry, with its parameters in scratchStruct.
+func (b *builder) ring(fd int) {
+	b.must(fd, unix.SYS_IO_URING_SETUP, imm(1), imm(b.scratch+scratchStruct))
+}
+
+// ringHolds has a ring hold a descriptor.
+func (b *builder) ringHolds(fd int) {
+	b.ring(regFD)
+	b.store(imm(b.scratch), scratchPipe, reg(fd))
+	b.must(regTemp, unix.SYS_IO_URING_REGISTER, reg(regFD), imm(ioringRegisterFiles), imm(b.scratch+scratchPipe), imm(1))
+	// The register is free for others; the descriptor stays.
+}
+
+// ringPoll submits a poll of fd to a ring and waits for its completion.
+func (b *builder) ringPoll(fd int) {
+	b.ring(regFD)
+	mapped := func(dst int, offset uintptr) {
+		b.must(dst, unix.SYS_MMAP, imm(0), imm(unix.Getpagesize()), imm(unix.PROT_READ|unix.PROT_WRITE),
+			imm(unix.MAP_SHARED), reg(regFD), imm(offset))
+	}
+	// struct io_uring_sqe: opcode, fd, poll32_events at 28.
+	mapped(regPtr, ioringOffsetEntries)
+	b.store(reg(regPtr), 0, imm(ioringOpPollAdd))
+	b.store(reg(regPtr), 4, reg(fd))
+	b.store(reg(regPtr), 28, imm(unix.POLLIN))
+	// The index array says 0 for the first entry; the tail says that it is there.
+	mapped(regPtr, 0)
+	b.load(regTemp, imm(b.scratch), scratchStruct+ioringTailOffset)
+	b.add(regPtr, reg(regPtr), reg(regTemp))
+	b.store(reg(regPtr), 0, imm(1))
+	b.block(unix.SYS_IO_URING_ENTER, reg(regFD), imm(1), imm(1), imm(ioringGetEvents), imm(0), imm(0))
+}
