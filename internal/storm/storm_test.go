@@ -86,34 +86,48 @@ func supported(t *testing.T, topology *Topology) {
 	}
 }
 
-func TestEveryTopologyIsAsleepAndNamed(t *testing.T) {
+// Every member sleeps where it should, is named and born as it should be, and
+// nobody holds a pipe that is not his, the owner none.
+func TestEveryTopologyIsAsDescribed(t *testing.T) {
 	for _, topology := range Topologies {
 		t.Run(topology.Name, func(t *testing.T) {
 			supported(t, &topology)
+			before := pipes(t, os.Getpid())
 			s := start(t, Options{Topology: topology.Name, Processes: 9})
+			if after := pipes(t, os.Getpid()); after != before {
+				t.Errorf("the owner holds %d pipe descriptors, %d before", after, before)
+			}
 			if len(s.Targets()) == 0 {
 				t.Error("nobody is named " + Target)
 			}
 			if n := len(s.Woken()); n != 0 {
 				t.Errorf("%d processes woke while nobody died", n)
 			}
-			for i, p := range s.Processes() {
-				st, err := readStat(p.PID)
-				if err != nil {
-					t.Fatal(err)
-				}
-				if st.comm != p.Comm || st.ppid != p.Parent {
-					t.Errorf("process %d is %q, child of %d; want %q, child of %d", p.PID, st.comm, st.ppid, p.Comm, p.Parent)
-				}
-				want := s.members[i].call
-				if want == restless {
-					continue
-				}
-				if got, err := blockedIn(p.PID); err == nil && got != want {
-					t.Errorf("%s %d is in system call %d, want %d", p.Comm, p.PID, got, want)
-				}
+			for i := range s.Processes() {
+				checkMember(t, s, i)
 			}
 		})
+	}
+}
+
+func checkMember(t *testing.T, s *Storm, i int) {
+	t.Helper()
+	p, m := s.proc(i), &s.members[i]
+	st, err := readStat(p.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if st.comm != p.Comm || st.ppid != p.Parent {
+		t.Errorf("process %d is %q, child of %d; want %q, child of %d", p.PID, st.comm, st.ppid, p.Comm, p.Parent)
+	}
+	if n := pipes(t, p.PID); n > 2 {
+		t.Errorf("%s %d (%s) holds %d pipe descriptors", p.Comm, p.PID, m.role, n)
+	}
+	if m.call == restless || m.stateThere() == 'T' || m.stateThere() == 't' {
+		return
+	}
+	if got, err := blockedIn(p.PID); err == nil && got != m.call {
+		t.Errorf("%s %d (%s) is in system call %d, want %d", p.Comm, p.PID, m.role, got, m.call)
 	}
 }
 
@@ -147,24 +161,6 @@ func TestStopLeavesNobody(t *testing.T) {
 				}
 			})
 		}
-	}
-}
-
-func TestOwnerKeepsNoPipe(t *testing.T) {
-	for _, topology := range Topologies {
-		t.Run(topology.Name, func(t *testing.T) {
-			supported(t, &topology)
-			before := pipes(t, os.Getpid())
-			s := start(t, Options{Topology: topology.Name, Processes: 9})
-			if after := pipes(t, os.Getpid()); after != before {
-				t.Errorf("the owner holds %d pipe descriptors, %d before", after, before)
-			}
-			for i, p := range s.Processes() {
-				if n := pipes(t, p.PID); n > 2 {
-					t.Errorf("%s %d (%s) holds %d pipe descriptors", p.Comm, p.PID, s.members[i].role, n)
-				}
-			}
-		})
 	}
 }
 

@@ -20,9 +20,12 @@ func TestMarksTellWhoWoke(t *testing.T) {
 			name string
 			of   func(*Storm) []Proc
 		}{
-			{"first target", func(s *Storm) []Proc { return s.Targets()[:1] }},
-			{"all targets but the last", func(s *Storm) []Proc { return s.Targets()[:len(s.Targets())-1] }},
-			{"all targets", (*Storm).Targets},
+			{"targets", (*Storm).Targets},
+			{"targets, last first", func(s *Storm) []Proc {
+				targets := s.Targets()
+				slices.Reverse(targets)
+				return targets
+			}},
 			{"all but the targets", func(s *Storm) []Proc {
 				return s.procs(func(i int) bool { return s.members[i].comm != Target })
 			}},
