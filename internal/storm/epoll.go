@@ -33,7 +33,7 @@ var epollTopologies = []Topology{
 			b.trees(1, b.epollHerd(n, dies("server"), nil, func() { b.epollFor(regIn, unix.EPOLLIN|unix.EPOLLEXCLUSIVE) }))
 		},
 	}, {
-		Name: "epoll-shared", Unit: "routers", Channel: "pipe",
+		Name: "epoll-shared", Unit: "routers", Channel: "pipe", Cascade: true,
 		Summary: "one server, and routers that are all in epoll_pwait on one instance that watches its pipe",
 		Outcome: "one router wakes and wakes the next, until all have: the event is level-triggered and stays",
 		build: func(b *builder, n int) {

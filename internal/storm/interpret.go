@@ -171,14 +171,8 @@ func interpret(b *birth) {
 				pc, r[regSlot] = v[0], v[1]
 			}
 		case opThread:
-			// The bottom of the stack is as good a place as any to hand over.
-			other := (*birth)(pointer(v[1]))
-			other.script = v[0]
-			for i := 0; i < registers; i++ {
-				other.regs[i] = r[i&15]
-			}
-			if n := int(cloneThread(threadFlags, v[1]+v[2], v[1])); n < 0 {
-				fail(r[regSlot], unix.SYS_CLONE, uintptr(-n))
+			if e := thread(&r, v[0], v[1], v[2]); e != 0 {
+				fail(r[regSlot], unix.SYS_CLONE, e)
 			}
 		case opStore:
 			poke(v[0]+v[1], uint32(v[2]))
@@ -236,12 +230,33 @@ func born(slot, flags uintptr) bool {
 const threadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND |
 	unix.CLONE_THREAD | unix.CLONE_SYSVSEM
 
+// thread starts a thread that continues at start with the same registers, and
+// returns an errno, 0 for success.
+//
+//go:nosplit
+//go:noinline
+//go:norace
+//go:nocheckptr
+func thread(r *[16]uintptr, start, stack, size uintptr) uintptr {
+	// The bottom of the stack is as good a place as any to hand over.
+	b := (*birth)(pointer(stack))
+	b.script = start
+	for i := 0; i < registers; i++ {
+		b.regs[i] = r[i&15]
+	}
+	if n := int(cloneThread(threadFlags, stack+size, stack)); n < 0 {
+		return uintptr(-n)
+	}
+	return 0
+}
+
 // cloneThread makes a thread that calls threadMain with birth, and returns its id
 // or a negative errno.
 func cloneThread(flags, stackTop, birth uintptr) uintptr
 
 // threadMain is where a new thread begins, on a stack of its own.
 //
+//lint:ignore U1000 cloneThread calls it
 //go:nosplit
 //go:noinline
 //go:norace

@@ -23,6 +23,9 @@ type Topology struct {
 	// Unpredictable says why nothing in the kernel's state tells beforehand that
 	// the waiters wake; empty where something does.
 	Unpredictable string
+	// Cascade is set where the deaths wake one of the waiters, and each that
+	// wakes wakes the next.
+	Cascade bool
 	// Late is set where the wakes come by a timer or a worker of the kernel's,
 	// some time after the deaths.
 	Late bool

@@ -38,6 +38,8 @@ type Outcome struct {
 	OneOf   [][]Proc // of each, exactly one runs user code
 	Stirred []Proc   // woken by the kernel, and run no user code
 	Killed  []Proc   // ended by a signal that the deaths bring about
+	// Indirect are those of the above that only the deaths of the killed reach.
+	Indirect []Proc
 }
 
 // After returns what happens when exactly the pids in dead die, in an order in
@@ -47,12 +49,16 @@ func (s *Storm) After(dead map[int]bool) Outcome {
 	for i := range gone {
 		gone[i] = dead[s.pid(i)]
 	}
+	first := slices.Clone(gone)
 	killed := s.killedBy(gone)
 	var out Outcome
 	groups := map[int][]Proc{}
 	for i := range s.members {
 		if killed[i] {
 			out.Killed = append(out.Killed, s.proc(i))
+		}
+		if s.members[i].reached(gone) && !s.members[i].reached(first) && !first[i] {
+			out.Indirect = append(out.Indirect, s.proc(i))
 		}
 		if gone[i] {
 			continue
@@ -106,6 +112,11 @@ func (s *Storm) killedBy(gone []bool) []bool {
 // happens reports whether the last of the deaths has taken place.
 func (w *wake) happens(gone []bool) bool {
 	return !slices.ContainsFunc(w.deaths, func(i int) bool { return !gone[i] })
+}
+
+// reached reports whether any of a member's wakes has taken place.
+func (m *member) reached(gone []bool) bool {
+	return slices.ContainsFunc(m.wakes, func(w wake) bool { return w.happens(gone) })
 }
 
 // WokenBy lists the members outside dead, a set of pids, that certainly run user

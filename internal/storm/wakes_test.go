@@ -223,3 +223,23 @@ func TestDependentsOfTheTargets(t *testing.T) {
 		})
 	}
 }
+
+func TestOutcomeOfTheTargets(t *testing.T) {
+	for name, want := range map[string][5]int{ // woken, one of, stirred, killed, indirect
+		"child":             {8, 0, 1, 0, 0},
+		"epoll-shared-edge": {0, 1, 0, 0, 0},
+		"flock":             {3 + 6 + 3, 0, 0, 0, 0},
+		"futex-robust":      {6, 3, 0, 0, 0},
+		"parent-death":      {6, 0, 0, 4, 1},
+		"pty-session":       {2*5 + 2*4, 0, 0, 4, 4},
+		"ptrace-tracer":     {3, 0, 2, 2, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := start(t, Options{Topology: name, Processes: 9})
+			o := s.After(pids(s.Targets()))
+			if got := [5]int{len(o.Woken), len(o.OneOf), len(o.Stirred), len(o.Killed), len(o.Indirect)}; got != want {
+				t.Errorf("%v, want %v", got, want)
+			}
+		})
+	}
+}
