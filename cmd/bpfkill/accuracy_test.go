@@ -45,7 +45,7 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report) 
 		name = topology.Name
 	}
 	rows := func(channel string) *accuracyRow {
-		if channel == topology.Channel {
+		if topology.Unpredictable != "" {
 			channel = name
 		}
 		if a.rows == nil {
@@ -63,8 +63,7 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report) 
 	self := int32(os.Getpid())
 	predicted, measured, woke := map[wokenThrough]bool{}, map[wokenThrough]bool{}, map[int32]bool{}
 	for _, b := range r.Plan.Bystanders {
-		// An indirect one is not woken by the dying, whose wakes are measured.
-		if b.PID != self && !b.Indirect {
+		if b.PID != self {
 			predicted[wokenThrough{b.PID, b.Channel}] = true
 		}
 	}

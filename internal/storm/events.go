@@ -25,14 +25,16 @@ var eventTopologies = []Topology{
 		},
 	}, {
 		Name: "inotify", Unit: "servers", Channel: "other",
-		Summary: "routers that watch for a file being closed, in read, ppoll or epoll_pwait, each with up to four smtpserver children that have it open",
-		Outcome: "every router wakes: dying closes files",
-		build:   buildInotify,
+		Summary:       "routers that watch for a file being closed, in read, ppoll or epoll_pwait, each with up to four smtpserver children that have it open",
+		Unpredictable: "the marks on each inode and its directory are not read",
+		Outcome:       "every router wakes: dying closes files",
+		build:         buildInotify,
 	}, {
 		Name: "sigio", Unit: "servers", Channel: "signal",
-		Summary: "servers, each with a router child that asked for SIGIO at the other end of a pipe, a socket pair or a TCP connection, and sleeps in something else",
-		Outcome: "every router's handler is called",
-		build:   buildSigio,
+		Summary:       "servers, each with a router child that asked for SIGIO at the other end of a pipe, a socket pair or a TCP connection, and sleeps in something else",
+		Unpredictable: "the lists of files with O_ASYNC are not read",
+		Outcome:       "every router's handler is called",
+		build:         buildSigio,
 	},
 }
 

@@ -11,10 +11,11 @@ import (
 var ipcTopologies = []Topology{
 	{
 		Name: "sysv-sem", Unit: "servers", Channel: "other",
-		Summary: "servers that hold a System V semaphore with SEM_UNDO, each with a router child in semop: for the semaphore, or for zero",
-		Outcome: "every router wakes: the kernel undoes what the dead did",
-		needs:   func() error { return needIPC("System V semaphores", "CONFIG_SYSVIPC", unix.SYS_SEMCTL) },
-		build:   buildSysVSem,
+		Summary:       "servers that hold a System V semaphore with SEM_UNDO, each with a router child in semop: for the semaphore, or for zero",
+		Unpredictable: "whether a semaphore operation can go on is decided by values that the snapshot does not read",
+		Outcome:       "every router wakes: the kernel undoes what the dead did",
+		needs:         func() error { return needIPC("System V semaphores", "CONFIG_SYSVIPC", unix.SYS_SEMCTL) },
+		build:         buildSysVSem,
 	}, {
 		Name: "mqueue", Unit: "servers", Channel: "other", Quiet: true,
 		Summary: "servers that have a POSIX message queue open, each with a router child that waits for a message, or for room for one",
