@@ -24,6 +24,7 @@ type accuracy struct {
 type accuracyRow struct {
 	kills                                 int
 	predicted, measured, missed, spurious int
+	otherwise                             int    // predicted, but through another channel
 	reason                                string // why it cannot be predicted
 }
 
@@ -61,10 +62,12 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report) 
 	row.reason = topology.Unpredictable
 
 	self := int32(os.Getpid())
-	predicted, measured, woke := map[wokenThrough]bool{}, map[wokenThrough]bool{}, map[int32]bool{}
+	predicted, measured := map[wokenThrough]bool{}, map[wokenThrough]bool{}
+	named, woke := map[int32]bool{}, map[int32]bool{}
 	for _, b := range r.Plan.Bystanders {
 		if b.PID != self {
 			predicted[wokenThrough{b.PID, b.Channel}] = true
+			named[b.PID] = true
 		}
 	}
 	for _, w := range r.Result.Wakes {
@@ -74,7 +77,11 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report) 
 		}
 		measured[key], woke[w.PID] = true, true
 		rows(w.Channel).measured++
-		if !predicted[key] {
+		switch {
+		case predicted[key]:
+		case named[w.PID]:
+			rows(w.Channel).otherwise++
+		default:
 			rows(w.Channel).missed++
 			a.detail(topology, "%s: %s[%d] woke through %s, the plan did not know", what, w.Comm, w.PID, w.Channel)
 		}
@@ -103,7 +110,7 @@ func (a *accuracy) detail(topology *storm.Topology, format string, args ...any) 
 // cannot be predicted.
 func (a *accuracy) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%-22s %6s %10s %10s %8s %9s\n", "channel", "kills", "predicted", "measured", "missed", "spurious")
+	fmt.Fprintf(&b, "%-22s %6s %10s %10s %8s %9s %10s\n", "channel", "kills", "predicted", "measured", "missed", "spurious", "otherwise")
 	names := make([]string, 0, len(a.rows))
 	for name := range a.rows {
 		names = append(names, name)
@@ -111,7 +118,7 @@ func (a *accuracy) String() string {
 	slices.Sort(names)
 	for _, name := range names {
 		r := a.rows[name]
-		fmt.Fprintf(&b, "%-22s %6d %10d %10d %8d %9d", name, r.kills, r.predicted, r.measured, r.missed, r.spurious)
+		fmt.Fprintf(&b, "%-22s %6d %10d %10d %8d %9d %10d", name, r.kills, r.predicted, r.measured, r.missed, r.spurious, r.otherwise)
 		if r.reason != "" {
 			fmt.Fprintf(&b, "  cannot be predicted: %s", r.reason)
 		}
