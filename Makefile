@@ -18,11 +18,14 @@
 #                   ACCURACY_KERNELS=bookworm,6.12             in guests, instead of on this kernel
 #   make programs   the same with PostgreSQL, nginx, tmux and others (root; installs them)
 #   make generate   compile bpf/ and write internal/loader's generated files
+#   make dist       release binaries for amd64 and arm64, and their SHA-256 sums, in dist/
+#                   DIST_VERSION=v1.0
+#   make distcheck  builds them from two directories and compares
 #   make lint       the checks of make test that run nothing
 #   make bench      benchmarks
 #   make install    PREFIX=/usr/local, DESTDIR=
 #   make setup      say and install what building and testing need (Debian)
-#   make clean      remove bin/
+#   make clean      remove bin/ and dist/
 
 SHELL  := /bin/bash
 PREFIX ?= /usr/local
@@ -38,12 +41,18 @@ ACCURACY       := ACCURACY_RUNS=$(ACCURACY_RUNS) ACCURACY_SIZES=$(ACCURACY_SIZES
 	ACCURACY_TOPOLOGY=$(ACCURACY_TOPOLOGY)
 
 .PHONY: all build generate test lint fmtcheck vet drift unit vmtest vmtest-fault kernels \
-	accuracy programs demo bench install setup clean
+	dist distcheck accuracy programs demo bench install setup clean
 
 all: build
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/bpfkill ./cmd/wakestorm
+
+dist:
+	@scripts/dist
+
+distcheck:
+	@scripts/distcheck
 
 generate:
 	$(GO) generate ./...
@@ -105,4 +114,4 @@ install: build
 	install -D -m 0755 bin/wakestorm $(DESTDIR)$(PREFIX)/bin/wakestorm
 
 clean:
-	rm -rf bin
+	rm -rf bin dist

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"runtime/debug"
 	"strings"
@@ -64,12 +65,17 @@ func flagTable(set *pflag.FlagSet) string {
 	return b.String()
 }
 
+// release is the version of a release binary, set by the linker: such binaries
+// are the same whether or not git knows the sources.
+var release string
+
 // versionText is what --version prints.
 func versionText() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		info = &debug.BuildInfo{}
 	}
+	info.Main.Version = cmp.Or(release, info.Main.Version)
 	return formatVersion(info)
 }
 
