@@ -55,7 +55,21 @@ func (s *session) execute(ctx context.Context) (status int, err error) {
 	if err := s.measure(out, before); err != nil {
 		return 0, &exitError{status, err}
 	}
+	if s.quiet {
+		s.nameThoseLeft(out)
+	}
 	return max(status, s.unseenForks()), nil
+}
+
+// nameThoseLeft says, where no report does, who survived or was refused.
+func (s *session) nameThoseLeft(out *window.Outcome) {
+	for i := range out.Survivors {
+		p := &out.Survivors[i]
+		fmt.Fprintf(s.stderr, "bpfkill: %q, process %d, survived, in state %c\n", p.Comm, p.PID, p.State)
+	}
+	for _, f := range out.Refused {
+		fmt.Fprintf(s.stderr, "bpfkill: %q, process %d, could not be signalled: %v\n", f.Process.Comm, f.Process.PID, f.Err)
+	}
 }
 
 // unseenForks says that children may have escaped, where that cannot be ruled
@@ -107,7 +121,7 @@ func (s *session) measure(out *window.Outcome, before vmCounters) error {
 	if err != nil {
 		return err
 	}
-	m := newMeasurement(s.graph, s.plan, obs)
+	m := newMeasurement(s.graph, s.plan, obs, out.Window.OpenedNS)
 	m.outcome(out)
 	m.window(&out.Window)
 	m.fates()

@@ -21,7 +21,9 @@ type measurement struct {
 	result report.Result
 }
 
-func newMeasurement(g *waitgraph.Graph, p *plan.Plan, seen *loader.Observation) *measurement {
+// newMeasurement counts signals from openedNS on: what was killed before that,
+// was killed by somebody else.
+func newMeasurement(g *waitgraph.Graph, p *plan.Plan, seen *loader.Observation, openedNS uint64) *measurement {
 	m := &measurement{
 		graph: g, plan: p, seen: seen,
 		index: make(map[waitgraph.KernelIdentity]int32, len(g.Processes)),
@@ -34,8 +36,12 @@ func newMeasurement(g *waitgraph.Graph, p *plan.Plan, seen *loader.Observation) 
 	for i := range g.Processes {
 		m.index[g.Processes[i].KernelIdentity()] = int32(i)
 	}
-	for _, f := range seen.Fates {
-		m.fate[f.KernelIdentity] = f
+	for i := range seen.Fates {
+		f := &seen.Fates[i]
+		if f.SignalledNS < openedNS {
+			f.SignalledNS = 0
+		}
+		m.fate[f.KernelIdentity] = *f
 	}
 	return m
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"os/exec"
 	"runtime"
 	"slices"
@@ -179,7 +180,7 @@ func TestSurvivorIsNamed(t *testing.T) {
 	held := decoy(t, "heldfast")
 	release := holdAtExit(t, held.PID)
 
-	cmd := toolCommand(t, "--target", "heldfast", "--timeout", "500ms", "--output", "json")
+	cmd := toolCommand(t, "--target", "heldfast", "--timeout", "500ms", "--output", "json", "--quiet")
 	o := runTool(t, cmd)
 	release()
 	if o.status != exitSurvivors {
@@ -189,8 +190,9 @@ func TestSurvivorIsNamed(t *testing.T) {
 	if len(got) != 1 || int(got[0].PID) != held.PID || got[0].Comm != "heldfast" || got[0].State != "t" {
 		t.Errorf("survivors %+v, want heldfast[%d] in state t", got, held.PID)
 	}
-	if o.stderr != "" {
-		t.Errorf("stderr %q although it is no terminal", o.stderr)
+	// No progress, for it is no terminal; but --quiet does not hide a failure.
+	if want := fmt.Sprintf("bpfkill: \"heldfast\", process %d, survived, in state t\n", held.PID); o.stderr != want {
+		t.Errorf("stderr %q, want %q", o.stderr, want)
 	}
 }
 

@@ -130,6 +130,9 @@ var ErrGone = errors.New("exited before the window")
 
 // Measured is what the killer knows about its own window. Times are nanoseconds.
 type Measured struct {
+	// OpenedNS is when the window opened, on CLOCK_MONOTONIC. Signals before it
+	// are somebody else's.
+	OpenedNS  uint64
 	ArmNS     uint64 // from the first target confined to the opening
 	DeliverNS uint64 // from the opening until the engine is done
 	ReapNS    uint64 // from there until the corral opens
@@ -383,6 +386,7 @@ func (r *run) confine(s *stance) (began uint64) {
 
 func (r *run) measured(s *shot, began, released, open uint64) {
 	m := &r.out.Window
+	m.OpenedNS = s.beganNS
 	m.ArmNS, m.DeliverNS = s.beganNS-began, s.endedNS-s.beganNS
 	m.ReapNS, m.OpenNS = released-s.endedNS, open-released
 	m.MinorFaults = s.after.Minflt - s.before.Minflt
