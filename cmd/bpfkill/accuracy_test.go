@@ -170,7 +170,11 @@ func numbers(t *testing.T, variable string, otherwise ...int) []int {
 func TestAccuracy(t *testing.T) {
 	nstest.Require(t)
 	runs := numbers(t, "ACCURACY_RUNS", 1)[0]
-	sizes := numbers(t, "ACCURACY_SIZES", 6)
+	size := 6
+	if emulated {
+		size = 3
+	}
+	sizes := numbers(t, "ACCURACY_SIZES", size)
 	loads := []string{"idle"}
 	if os.Getenv("ACCURACY_BUSY") == "1" {
 		loads = append(loads, "busy")
@@ -210,6 +214,9 @@ func measureOne(t *testing.T, a *accuracy, topology *storm.Topology, size int, l
 	}
 	if lost := o.report.Result.LostEvents; lost != 0 {
 		t.Errorf("%s: %d events lost", what, lost)
+	}
+	if emulated && topology.Unpredictable == "" { // elsewhere TestPredictsWhoWakes does it
+		comparePrediction(t, s, topology, &o.report.Plan)
 	}
 	a.add(topology, what, &o.report)
 	if err := s.Stop(); err != nil {

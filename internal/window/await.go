@@ -161,7 +161,7 @@ func (r *run) waitExits(ctx context.Context, left []waitgraph.Process, deadline 
 	waiting := 0
 	for i := range left {
 		if !r.pidfds.open(&left[i]) {
-			break
+			continue // the set is full, but others may be in it
 		}
 		fd, _ := r.pidfds.get(&left[i])
 		ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: int32(fd)}
