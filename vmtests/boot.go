@@ -77,7 +77,7 @@ func (v *vm) boot(ctx context.Context) (run, error) {
 	var stderr bytes.Buffer
 	cmd := exec.Command(v.arch.QEMU, arguments(
 		machineOf(v.arch), cpus(2), memoryMiB(v.memoryMiB), bare(), serial(v.arch),
-		endOnPanic(), emulated(), extra(), direct(v.kernel, v.initramfs, nonce))...)
+		endOnPanic(), marked(), emulated(), extra(), direct(v.kernel, v.initramfs, nonce))...)
 	cmd.Stdout, cmd.Stderr = console, &stderr
 	if v.copyTo != nil {
 		cmd.Stdout = io.MultiWriter(console, v.copyTo)

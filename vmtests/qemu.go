@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/bpfkill/bpfkill/internal/nstest"
 	"github.com/bpfkill/bpfkill/vmtests/protocol"
 )
 
@@ -54,6 +55,9 @@ func serial(a Arch) arg {
 func endOnPanic() arg {
 	return arg{qemu: []string{"-no-reboot"}, kernel: []string{"panic=-1", "oops=panic"}}
 }
+
+// marked tells the tests inside that the machine is theirs alone.
+func marked() arg { return arg{kernel: []string{nstest.GuestParameter}} }
 
 // direct boots a kernel and an initramfs without a boot loader.
 func direct(image, initramfs, nonce string) arg {

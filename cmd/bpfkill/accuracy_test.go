@@ -72,7 +72,9 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report) 
 	}
 	for _, w := range r.Result.Wakes {
 		key := wokenThrough{w.PID, w.Channel}
-		if w.PID == self || w.Killed || measured[key] {
+		// Tracees that are let go stop or end on their own account, and tell init.
+		ownAccount := w.PID == 1 && topology.Name == "ptrace-tracer"
+		if w.PID == self || w.Killed || measured[key] || ownAccount {
 			continue
 		}
 		measured[key], woke[w.PID] = true, true

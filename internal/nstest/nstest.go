@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,6 +28,9 @@ import (
 const (
 	// VMVariable is set to 1 in the environment of a virtual machine guest.
 	VMVariable = "BPFKILL_VM"
+	// GuestParameter is on the kernel command line of such a guest. The variable
+	// alone would let tests kill by name on a machine that others use.
+	GuestParameter = "bpfkill.guest"
 
 	roleVariable   = "BPFKILL_NSTEST"
 	decoysVariable = "BPFKILL_NSTEST_DECOYS"
@@ -64,7 +68,13 @@ func Main(m *testing.M, opts ...Option) int {
 		inside = true
 		return m.Run()
 	}
-	if os.Getenv(VMVariable) == "1" || os.Geteuid() != 0 {
+	if os.Getenv(VMVariable) == "1" {
+		if err := checkGuest(); err != nil {
+			return report(1, err)
+		}
+		return m.Run()
+	}
+	if os.Geteuid() != 0 {
 		return m.Run()
 	}
 	var o options
@@ -72,6 +82,18 @@ func Main(m *testing.M, opts ...Option) int {
 		opt(&o)
 	}
 	return report(runOutside(&o))
+}
+
+// checkGuest makes sure that the machine is one that the VM tests booted.
+func checkGuest() error {
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return fmt.Errorf("%s is set: %w", VMVariable, err)
+	}
+	if !slices.Contains(strings.Fields(string(line)), GuestParameter) {
+		return fmt.Errorf("%s is set, but this machine was not booted by the VM tests: unset it", VMVariable)
+	}
+	return nil
 }
 
 // inside is set in the process that runs the tests in a namespace.

@@ -12,7 +12,7 @@ import (
 
 var ptraceTopologies = []Topology{
 	{
-		Name: "ptrace-tracer", Unit: "tracers", Channel: "other", regroups: true,
+		Name: "ptrace-tracer", Unit: "tracers", Channel: "signal", regroups: true,
 		Summary: "servers that trace a router child: stopped at a signal, stopped at SIGSTOP, asleep, or to be killed with the tracer",
 		Outcome: "who stopped at a signal wakes and gets it, who stopped at SIGSTOP wakes and stops, who sleeps sleeps on, and the last dies",
 		needs:   needPtrace,
