@@ -12,9 +12,6 @@
 #include "trail.h"
 #include "hangup.h"
 
-/* How many threads of a process may wait for children. */
-#define WAITING_MAX 64
-
 __u64 observing = 0;
 __u64 lost_events = 0;
 
@@ -99,38 +96,6 @@ static __always_inline bool count_wake(struct wake_key *key, struct task_struct 
 	return true;
 }
 
-/* Whether the wakee slept until an event. Who waits uninterruptibly waits for the
- * kernel itself, for a lock or a page, and would run on in any case; a killable
- * wait may be that of a vfork parent for its child. */
-static __always_inline bool awaited_event(__u32 state)
-{
-	return (state & (TASK_UNINTERRUPTIBLE | TASK_WAKEKILL)) != TASK_UNINTERRUPTIBLE;
-}
-
-/* Whether task waits for its children: it is queued where do_notify_parent() wakes.
- * The functions in between call the next at their very end, which leaves no trace
- * of them on the stack. */
-static __always_inline bool waits_for_child(struct task_struct *task)
-{
-	struct signal_struct *signal = BPF_CORE_READ(task, signal);
-	struct list_head *head = (void *)signal +
-				 bpf_core_field_offset(struct signal_struct, wait_chldexit) +
-				 bpf_core_field_offset(struct wait_queue_head, head);
-	struct list_head *at = BPF_CORE_READ(head, next);
-	struct wait_queue_entry *entry;
-	int i;
-
-	for (i = 0; i < WAITING_MAX; i++) {
-		if (!at || at == head)
-			break;
-		entry = (void *)at - bpf_core_field_offset(struct wait_queue_entry, entry);
-		if (BPF_CORE_READ(entry, private) == task)
-			return true;
-		at = BPF_CORE_READ(at, next);
-	}
-	return false;
-}
-
 /* Whether the wakes of the running process come of its death: it is exiting, or
  * unwinds from a sleep that its signal ended, and hands on what it waited for. */
 static __always_inline bool is_dying(struct task_struct *task)
@@ -208,7 +173,7 @@ int BPF_PROG(waking, struct task_struct *wakee)
 	if (d)
 		d->woken = true;
 	state = task_state(wakee);
-	if (!awaited_event(state) || !find_cause(ctx, waker, &key))
+	if (!awaits_event(state) || !find_cause(ctx, waker, &key))
 		return 0;
 	if (d && !d->early_ns) {
 		d->waker = key.cause;

@@ -198,6 +198,8 @@ struct landmark {
 #define MARK_NOTIFY_PARENT 32 /* tells a parent, and whoever polls a pidfd */
 #define MARK_WAIT 64 /* no function's: the wakee waits for its children */
 #define MARK_TCP 128 /* sends on a TCP socket, closes it, or reads from it */
+#define MARK_QUEUE 256 /* wakes whoever is in a wait queue; never in a trail */
+#define MARK_PIDFD 512 /* tells whoever polls a pidfd */
 
 /* Wakes, counted in the kernel by who caused them, who woke, and through what. */
 struct wake_key {
@@ -228,6 +230,20 @@ struct followed {
 	__u8 stopped; /* was in no system call */
 	__u8 returned;
 	__u8 pad[6];
+};
+
+/* A watched process, by tgid. */
+struct watched {
+	__u64 start_ns;
+	__u8 selected; /* by the user; else woken by one that is */
+	__u8 pad[7];
+};
+
+/* Who wakes whom, by wake_key. Names are those of the first time. */
+struct contact {
+	__u64 count;
+	char waker[COMM_LEN];
+	char wakee[COMM_LEN];
 };
 
 #endif

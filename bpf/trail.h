@@ -8,6 +8,9 @@
 
 #define TRAIL_DEPTH 64
 
+/* How many threads of a process may wait for children. */
+#define WAITING_MAX 64
+
 /* Ascending by start; what is not used starts beyond every address. */
 const volatile struct landmark landmarks[LANDMARKS_MAX] = {};
 
@@ -42,6 +45,7 @@ static __always_inline bool read_trail(void *ctx, __u64 until, __u64 *trail)
 {
 	__u32 zero = 0;
 	__u64 *ips = bpf_map_lookup_elem(&stacks, &zero);
+	__u64 marks, inner = 0;
 	long size;
 	int i;
 
@@ -54,11 +58,49 @@ static __always_inline bool read_trail(void *ctx, __u64 until, __u64 *trail)
 	for (i = 0; i < TRAIL_DEPTH; i++) {
 		if (i * (long)sizeof(__u64) >= size)
 			break;
-		*trail |= marks_of(ips[i]);
-		if (*trail & until)
+		marks = marks_of(ips[i]);
+		/* do_notify_pidfd() calls this at its very end, and leaves no trace */
+		if (marks & MARK_EXIT && inner & MARK_QUEUE)
+			marks |= MARK_PIDFD;
+		*trail |= marks;
+		if (marks & until)
 			break;
+		inner = marks;
 	}
+	*trail &= ~MARK_QUEUE;
 	return true;
+}
+
+/* Whether somebody in this state sleeps until an event. Who waits uninterruptibly
+ * waits for the kernel itself, for a lock or a page, and would run on in any case;
+ * a killable wait may be that of a vfork parent for its child. */
+static __always_inline bool awaits_event(__u32 state)
+{
+	return (state & (TASK_UNINTERRUPTIBLE | TASK_WAKEKILL)) != TASK_UNINTERRUPTIBLE;
+}
+
+/* Whether task waits for its children: it is queued where do_notify_parent() wakes.
+ * The functions in between call the next at their very end, which leaves no trace
+ * of them on the stack. */
+static __always_inline bool waits_for_child(struct task_struct *task)
+{
+	struct signal_struct *signal = BPF_CORE_READ(task, signal);
+	struct list_head *head = (void *)signal +
+				 bpf_core_field_offset(struct signal_struct, wait_chldexit) +
+				 bpf_core_field_offset(struct wait_queue_head, head);
+	struct list_head *at = BPF_CORE_READ(head, next);
+	struct wait_queue_entry *entry;
+	int i;
+
+	for (i = 0; i < WAITING_MAX; i++) {
+		if (!at || at == head)
+			break;
+		entry = (void *)at - bpf_core_field_offset(struct wait_queue_entry, entry);
+		if (BPF_CORE_READ(entry, private) == task)
+			return true;
+		at = BPF_CORE_READ(at, next);
+	}
+	return false;
 }
 
 #endif

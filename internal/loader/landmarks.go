@@ -11,7 +11,7 @@ import (
 // trail is the set of marks of the functions on a waker's kernel stack.
 type trail uint64
 
-// Marks. The first eight are the kernel side's own, see record.h.
+// Marks. The first ten are the kernel side's own, see record.h.
 const (
 	markExit         trail = 1 << iota // where a process exits
 	markInterrupt                      // where interrupts and exceptions enter the kernel
@@ -21,12 +21,13 @@ const (
 	markNotifyParent                   // tells a parent, and whoever polls a pidfd
 	markWait                           // no function's: the wakee waits for its children
 	markTCP                            // sends on a TCP socket, closes it, or reads from it
+	markQueue                          // wakes whoever is in a wait queue; never in a trail
+	markPidfd                          // tells whoever polls a pidfd
 
 	markPipe
 	markFIFO
 	markUnix
 	markPTY
-	markPidfd
 	markSignal // any
 	markProcessGroup
 	markPtrace
@@ -49,6 +50,7 @@ var landmarks = map[trail][]string{
 	markInterrupt:    {irqTextStart, "asm_fred_entrypoint_kernel"},
 	markSoftirq:      {"__do_softirq", "handle_softirqs", "__napi_poll"},
 	markTCPReceive:   {"tcp_v4_rcv", "tcp_v6_rcv"},
+	markQueue:        {"__wake_up", "__wake_up_common", "__wake_up_common_lock"},
 	markNotifyParent: {"do_notify_parent", "do_notify_parent_cldstop"},
 	// Whoever waits for these would run on in any case.
 	markKernel: {
