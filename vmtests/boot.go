@@ -2,6 +2,7 @@ package vmtests
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -40,6 +41,10 @@ type vm struct {
 	limit     time.Duration // from power on to the verdict
 	silence   time.Duration // the longest time without a heartbeat
 	copyTo    io.Writer     // gets the console as it comes; may be nil
+	swapDisk  string        // image of the guest's only disk; empty for none
+	cpus      int           // 0 for two
+	// parameters are further ones for the kernel.
+	parameters []string
 }
 
 // run is what one boot gave.
@@ -76,8 +81,8 @@ func (v *vm) boot(ctx context.Context) (run, error) {
 	console := newConsole(nonce)
 	var stderr bytes.Buffer
 	cmd := exec.Command(v.arch.QEMU, arguments(
-		machineOf(v.arch), cpus(2), memoryMiB(v.memoryMiB), bare(), serial(v.arch),
-		endOnPanic(), marked(), emulated(), extra(), direct(v.kernel, v.initramfs, nonce))...)
+		machineOf(v.arch), cpus(cmp.Or(v.cpus, 2)), memoryMiB(v.memoryMiB), bare(), serial(v.arch),
+		endOnPanic(), marked(), emulated(), swapDisk(v.swapDisk), parameters(v.parameters...), extra(), direct(v.kernel, v.initramfs, nonce))...)
 	cmd.Stdout, cmd.Stderr = console, &stderr
 	if v.copyTo != nil {
 		cmd.Stdout = io.MultiWriter(console, v.copyTo)

@@ -50,6 +50,18 @@ func serial(a Arch) arg {
 	}
 }
 
+// swapDisk gives the guest a disk whose data need not survive.
+func swapDisk(image string) arg {
+	if image == "" {
+		return arg{}
+	}
+	return arg{qemu: []string{"-drive", "file=" + image + ",if=none,id=swap,format=raw,cache=unsafe",
+		"-device", "virtio-blk-pci,drive=swap"}}
+}
+
+// parameters are further kernel parameters.
+func parameters(words ...string) arg { return arg{kernel: words} }
+
 // endOnPanic makes a dead guest end instead of rebooting or hanging: after an
 // oops nothing that a test says means anything.
 func endOnPanic() arg {

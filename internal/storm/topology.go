@@ -72,6 +72,7 @@ var Topologies = slices.Concat(
 	ptraceTopologies,
 	eventTopologies,
 	tcpTopologies,
+	incidentTopologies,
 )
 
 // Lookup finds a topology by name.

@@ -1,0 +1,126 @@
+package incident
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) {
+	if path := os.Getenv(heartbeatVariable); path != "" {
+		fmt.Fprintln(os.Stderr, "heartbeat:", beat(path))
+		os.Exit(1)
+	}
+	if os.Getenv(squeezeVariable) != "" {
+		if err := takeMemory(); err != nil {
+			fmt.Fprintln(os.Stderr, "squeeze:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// TestIncident is what runs in the guest: it stages the incident that the
+// kernel's command line asks for, kills, and says the result.
+func TestIncident(t *testing.T) {
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	staging, found, err := StagingOf(string(line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !found {
+		t.Skip("runs in a virtual machine that is booted for it (make incident)")
+	}
+	strategy, err := Lookup(staging.Strategy)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lockMemory(t)
+	swapOn(t)
+	world := stage(t, staging)
+	squeeze(t)
+	heart := startHeart(t)
+	result := world.measure(t, strategy, heart)
+	said, err := result.Line()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Println(said)
+	if result.Survivors > 0 {
+		t.Errorf("%d processes that should be dead live", result.Survivors)
+	}
+}
+
+// measure kills by a strategy and says what that did to the machine.
+func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result {
+	killer := w.killer(t, strategy)
+	victims := w.servers
+	if strategy.Routers {
+		victims = w.both()
+	}
+	faults := countFaults(t, w.both())
+	others := []int{w.parent, heart.pid}
+	othersBefore := majorFaults(t, others)
+	r := w.describe(t)
+	r.Strategy = strategy.Name
+	quiet := now()
+	sleepUntil(quiet + int64(2*time.Second))
+	before := readCounters(t)
+	begin := now()
+	r.QuietGapMS = heart.longestGap(quiet, begin)
+
+	done := make(chan killed, 1)
+	go func() { done <- killer() }()
+	rec := recorder{victims: victims, begin: begin, before: before}
+	end := rec.untilCalm(t, done)
+
+	after := readCounters(t)
+	r.HeartbeatGapMS = heart.longestGap(begin, end)
+	r.SwapInPages = after.swapIns - before.swapIns
+	r.SwapOutPages = after.swapOuts - before.swapOuts
+	r.MajorFaults = after.majorFaults - before.majorFaults
+	r.PSIFullUS = after.psiFull - before.psiFull
+	r.GoneMS, r.CalmMS, r.Survivors = rec.gone, rec.calm, len(rec.victims)
+	r.ExitStatus, r.WindowNS = rec.killed.status, rec.killed.windowNS
+	r.Samples = thin(rec.samples, 150)
+	woken := w.woken(t)
+	for pid, n := range faults.read(t) {
+		if woken[pid] {
+			r.FaultsWoken += n
+		}
+	}
+	r.FaultsOthers = majorFaults(t, others) - othersBefore + rec.killed.majorFaults
+	r.FaultsDying = r.MajorFaults - min(r.MajorFaults, r.FaultsWoken+r.FaultsOthers)
+	r.RanUserCode = len(woken)
+	if rec.killed.err != nil {
+		t.Errorf("%s: %v", strategy.Name, rec.killed.err)
+	}
+	return r
+}
+
+// describe is the part of the result that is known before the kill.
+func (w *world) describe(t *testing.T) *Result {
+	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		t.Fatal(err)
+	}
+	return &Result{
+		Kernel: strings.TrimSpace(string(release)), Arch: runtime.GOARCH,
+		MemoryBytes: int64(info.Totalram) * int64(info.Unit), PageBytes: int64(os.Getpagesize()),
+		Servers: len(w.servers), Routers: len(w.routers), RouterBytes: int64(w.staging.RouterMiB) << 20,
+		SwappedBytes: w.swapped, ResidentBytes: w.resident,
+	}
+}

@@ -1,0 +1,162 @@
+package incident
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"strconv"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// counters are the whole machine's.
+type counters struct {
+	swapIns, swapOuts, majorFaults uint64
+	psiFull                        uint64 // microseconds
+}
+
+func readCounters(t *testing.T) counters {
+	t.Helper()
+	vmstat, err := os.ReadFile("/proc/vmstat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := counters{
+		swapIns: number(vmstat, "\npswpin "), swapOuts: number(vmstat, "\npswpout "),
+		majorFaults: number(vmstat, "\npgmajfault "),
+	}
+	if psi, err := os.ReadFile("/proc/pressure/memory"); err == nil {
+		_, full, _ := bytes.Cut(psi, []byte("full "))
+		c.psiFull = number(full, "total=")
+	}
+	return c
+}
+
+// number is the number after a word; 0 without it.
+func number(text []byte, word string) uint64 {
+	_, rest, _ := bytes.Cut(text, []byte(word))
+	n := uint64(0)
+	for _, c := range rest {
+		if c < '0' || c > '9' {
+			break
+		}
+		n = n*10 + uint64(c-'0')
+	}
+	return n
+}
+
+// faultCounters count the major faults of processes, each with a counter of its
+// own that outlives the process.
+type faultCounters map[int]int // pid -> descriptor
+
+func countFaults(t *testing.T, pids []int) faultCounters {
+	t.Helper()
+	limit := unix.Rlimit{Cur: 1 << 16, Max: 1 << 16}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	fds := faultCounters{}
+	for _, pid := range pids {
+		fd, err := unix.PerfEventOpen(&unix.PerfEventAttr{
+			Type: unix.PERF_TYPE_SOFTWARE, Config: unix.PERF_COUNT_SW_PAGE_FAULTS_MAJ,
+			Size: uint32(unsafe.Sizeof(unix.PerfEventAttr{})),
+		}, pid, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
+		if err != nil {
+			t.Fatalf("count the faults of %d: %v", pid, err)
+		}
+		fds[pid] = fd
+	}
+	return fds
+}
+
+func (f faultCounters) read(t *testing.T) map[int]uint64 {
+	t.Helper()
+	counts := map[int]uint64{}
+	for pid, fd := range f {
+		var b [8]byte
+		if _, err := unix.Read(fd, b[:]); err != nil {
+			t.Fatalf("read the faults of %d: %v", pid, err)
+		}
+		counts[pid] = binary.NativeEndian.Uint64(b[:])
+		unix.Close(fd)
+	}
+	return counts
+}
+
+// majorFaults is the sum of those of living processes.
+func majorFaults(t *testing.T, pids []int) uint64 {
+	t.Helper()
+	sum := uint64(0)
+	for _, pid := range pids {
+		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		if err != nil {
+			t.Fatal(err)
+		}
+		// majflt is the tenth after the name, which may hold anything.
+		fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+		sum += number(fields[9], "")
+	}
+	return sum
+}
+
+const (
+	sampleEvery = 20 * time.Millisecond
+	calmFor     = 3 * time.Second // without a swap-in
+	atMost      = 4 * time.Minute
+)
+
+// recorder watches the machine from the kill on.
+type recorder struct {
+	begin   int64 // now() when the killer was started
+	before  counters
+	victims []int // that are not gone yet
+	samples []Sample
+	gone    float64 // when the last victim was, in ms after begin
+	calm    float64 // when the last swap-in was seen
+	killed  killed
+}
+
+// untilCalm records until the killer has ended and nothing has been swapped in for a
+// while, and returns when that was. What survives is in victims.
+func (r *recorder) untilCalm(t *testing.T, done <-chan killed) int64 {
+	t.Helper()
+	// Allocated before, so that recording needs no memory.
+	r.samples = make([]Sample, 0, int(atMost/sampleEvery)+1)
+	ended, pages, last := false, uint64(0), r.begin
+	for at := r.begin; at < r.begin+int64(atMost); sleepUntil(now() + int64(sampleEvery)) {
+		c := readCounters(t)
+		at = now()
+		r.look(at)
+		if got := c.swapIns - r.before.swapIns; got != pages {
+			pages, last, r.calm = got, at, ms(at-r.begin)
+		}
+		r.samples = append(r.samples, Sample{MS: ms(at - r.begin), Pages: pages})
+		if !ended {
+			select {
+			case r.killed = <-done:
+				ended, last = true, at
+			default:
+			}
+		}
+		if ended && at-last > int64(calmFor) && (len(r.victims) == 0 || at-last > int64(10*calmFor)) {
+			return at
+		}
+	}
+	t.Errorf("the machine was not calm after %v", atMost)
+	return now()
+}
+
+// look takes out of victims who is gone. Nobody else starts processes, so a
+// number is not handed out again.
+func (r *recorder) look(at int64) {
+	for n := len(r.victims); n > 0 && unix.Kill(r.victims[n-1], 0) == unix.ESRCH; n = len(r.victims) {
+		if r.victims = r.victims[:n-1]; len(r.victims) == 0 {
+			r.gone = ms(at - r.begin)
+		}
+	}
+}
+
+func ms(ns int64) float64 { return float64(ns/1000) / 1000 }

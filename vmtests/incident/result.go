@@ -1,0 +1,122 @@
+// Package incident stages the incident that bpfkill was written for in a
+// virtual machine: more sleepers than memory, all of them swapped out to a real
+// disk, and somebody kills the servers. What is measured comes out as one
+// [Result] a boot.
+package incident
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+)
+
+// Result is what one way of killing did to one freshly booted machine. Times
+// are the guest's, and begin when the killing command was started.
+type Result struct {
+	Strategy string `json:"strategy"`
+	Kernel   string `json:"kernel"`         // uname -r
+	Arch     string `json:"arch"`           // as Go says it
+	Date     string `json:"date,omitempty"` // of the run, YYYY-MM-DD
+	Run      int    `json:"run"`
+
+	MemoryBytes int64 `json:"memory_bytes"` // of the machine, as the kernel counts it
+	PageBytes   int64 `json:"page_bytes"`
+	Servers     int   `json:"servers"`
+	Routers     int   `json:"routers"`
+	RouterBytes int64 `json:"router_bytes"` // incompressible, of each router
+	// Of both together, just before the kill.
+	SwappedBytes  int64 `json:"swapped_bytes"`
+	ResidentBytes int64 `json:"resident_bytes"`
+
+	// Of the whole machine.
+	SwapInPages  uint64 `json:"swap_in_pages"`
+	SwapOutPages uint64 `json:"swap_out_pages"`
+	MajorFaults  uint64 `json:"major_faults"`
+	// The part of MajorFaults that the kernel charged to servers and routers
+	// that ran user code after their wake; to the killer, the heartbeat and the
+	// parent of the servers; and the rest, which is the dying's: a fault that
+	// SIGKILL cuts short reads its page, but is charged to nobody.
+	FaultsWoken  uint64 `json:"faults_woken"`
+	FaultsOthers uint64 `json:"faults_others"`
+	FaultsDying  uint64 `json:"faults_dying"`
+	// PSIFullUS is how long every task that could have run waited for memory,
+	// in microseconds.
+	PSIFullUS uint64 `json:"psi_full_us"`
+
+	// RanUserCode counts servers and routers that ran after they had been asleep,
+	// by their own word.
+	RanUserCode int `json:"ran_user_code"`
+	// HeartbeatGapMS is the longest time between two beats of a process that
+	// touches its own memory every 10 ms; QuietGapMS is the same for the time
+	// before the kill.
+	HeartbeatGapMS float64 `json:"heartbeat_gap_ms"`
+	QuietGapMS     float64 `json:"quiet_gap_ms"`
+	// GoneMS is when the last process that the strategy kills was gone, and
+	// CalmMS when the last page was swapped in; 0 for none.
+	GoneMS    float64 `json:"gone_ms"`
+	CalmMS    float64 `json:"calm_ms"`
+	Survivors int     `json:"survivors"` // that the strategy should have killed
+	// ExitStatus is that of bpfkill, where it was bpfkill that killed, and
+	// WindowNS the time from its first SIGKILL to the last.
+	ExitStatus int    `json:"exit_status"`
+	WindowNS   uint64 `json:"window_ns,omitempty"`
+
+	// Samples are taken every 20 ms, or as often as the machine lets.
+	Samples []Sample `json:"samples"`
+}
+
+// Sample is the machine at one time after the kill began.
+type Sample struct {
+	MS    float64 `json:"ms"`
+	Pages uint64  `json:"pages"` // swapped in since the kill began
+}
+
+// linePrefix marks the line of a guest's console that holds the result.
+const linePrefix = "INCIDENT "
+
+// Line is the result as a line of the console.
+func (r *Result) Line() (string, error) {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return "", fmt.Errorf("encode the result: %w", err)
+	}
+	return linePrefix + string(b), nil
+}
+
+// FromConsole finds the result in what a guest said.
+func FromConsole(text string) (*Result, error) {
+	for line := range strings.Lines(text) {
+		_, data, ok := strings.Cut(line, linePrefix+"{")
+		if !ok {
+			continue
+		}
+		var r Result
+		if err := json.Unmarshal([]byte("{"+data), &r); err != nil {
+			return nil, fmt.Errorf("the guest's result is garbled: %w", err)
+		}
+		return &r, nil
+	}
+	return nil, fmt.Errorf("the guest said no result")
+}
+
+// thin leaves out samples between which nothing happened, and of the rest as
+// many as keeps their number at about limit. The first and the last stay.
+func thin(samples []Sample, limit int) []Sample {
+	var out []Sample
+	for i, s := range samples {
+		last := i == len(samples)-1
+		if i > 0 && !last && s.Pages == samples[i-1].Pages && s.Pages == samples[i+1].Pages {
+			continue
+		}
+		out = append(out, s)
+	}
+	if len(out) <= limit {
+		return out
+	}
+	step := float64(len(out)-1) / float64(limit-1)
+	kept := make([]Sample, limit)
+	for i := range kept {
+		kept[i] = out[int(float64(i)*step+0.5)]
+	}
+	return kept
+}

@@ -1,0 +1,241 @@
+package vmtests
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/bpfkill/bpfkill/vmtests/incident"
+)
+
+// incidentSettings are what the INCIDENT_* variables say. Without them it is a
+// pair: the command of the incident, and bpfkill.
+type incidentSettings struct {
+	strategies []string
+	runs       int
+	servers    int
+	routerMiB  int
+	memoryMiB  int
+	cpus       int
+	results    string // file that results are added to, one JSON object a line; empty for none
+}
+
+const incidentSwapMiB = 6 << 10 // sparse
+
+// incidentModules are what the swap disk needs.
+var incidentModules = []string{"virtio_pci", "virtio_blk"}
+
+var incidentProgram = testPackage{path: "./vmtests/incident", timeout: 12 * time.Minute}
+
+// TestIncident boots a machine for each kernel, strategy and run, and stages the
+// incident in it.
+func TestIncident(t *testing.T) {
+	if os.Getenv("VMTEST") == "" {
+		t.Skip("boots virtual machines; run it with VMTEST=1 (or make incident)")
+	}
+	set, err := readIncidentSettings()
+	if err != nil {
+		t.Fatal(err)
+	}
+	arch, err := SelectedArch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache, err := OpenCache(arch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := os.Getenv("INCIDENT_KERNELS")
+	if spec == "" {
+		spec = "6.12"
+	}
+	kernels, err := Select(spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := buildBase(t, cache, []testPackage{incidentProgram})
+	for _, k := range kernels {
+		if k, err = cache.Load(k); err != nil {
+			t.Fatal(err)
+		}
+		initramfs, err := withModules(t, base, k, incidentModules)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for run := range set.runs {
+			for _, name := range set.strategies {
+				t.Run(fmt.Sprintf("%s/%s/%d", k.Series, name, run+1), func(t *testing.T) {
+					result := stageIncident(t, set, arch, k, initramfs, name)
+					result.Run = run + 1
+					set.keep(t, result)
+					checkBars(t, result)
+				})
+			}
+		}
+	}
+}
+
+// buildBase builds what the guests run and the initramfs that all kernels share.
+func buildBase(t *testing.T, cache *Cache, packages []testPackage) string {
+	t.Helper()
+	busybox, err := cache.Busybox()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := builder{root: "..", dir: t.TempDir(), arch: cache.Arch}
+	p, err := b.build(t.Context(), packages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := filepath.Join(b.dir, "initramfs.cpio")
+	if err := writeFile(base, func(f *os.File) error { return writeBase(f, p, busybox) }); err != nil {
+		t.Fatal(err)
+	}
+	return base
+}
+
+// stageIncident boots one machine and returns what it measured.
+func stageIncident(t *testing.T, set *incidentSettings, arch Arch, k Kernel, initramfs, strategy string) *incident.Result {
+	t.Helper()
+	staging := incident.Staging{Strategy: strategy, Servers: set.servers, RouterMiB: set.routerMiB}
+	guest := vm{
+		arch: arch, kernel: k.Image, initramfs: initramfs, memoryMiB: set.memoryMiB,
+		limit: incidentProgram.timeout, silence: 3 * time.Minute,
+		cpus: set.cpus,
+		// Programs are in memory that is not paged out: reading them from a disk is
+		// what every way of killing has to do, and not what is measured.
+		parameters: []string{staging.String(), "psi=1", "rootfstype=ramfs"},
+	}
+	if dir := os.Getenv("VMTEST_CONSOLE"); dir != "" {
+		file, err := os.Create(filepath.Join(dir, "incident-"+k.Series+"-"+strategy+".log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		guest.copyTo = file
+	}
+	begin := time.Now()
+	booted, err := decide(t.Context(), t.Logf, func(ctx context.Context) (run, error) {
+		// Fresh each time: nothing of an earlier machine may be in it.
+		guest.swapDisk = filepath.Join(t.TempDir(), "swap.img")
+		if err := writeFile(guest.swapDisk, func(f *os.File) error { return f.Truncate(incidentSwapMiB << 20) }); err != nil {
+			return run{}, err
+		}
+		defer os.Remove(guest.swapDisk)
+		return guest.boot(ctx)
+	})
+	if err != nil {
+		var died *infrastructureError
+		if errors.As(err, &died) {
+			t.Log("console of the guest:\n" + died.console)
+		}
+		t.Fatal(err)
+	}
+	result, err := incident.FromConsole(booted.console)
+	if err != nil {
+		t.Fatalf("%v; its console:\n%s", err, booted.console)
+	}
+	for _, problem := range judge(booted.verdict, []testPackage{incidentProgram}, false) {
+		t.Errorf("%s; the end of its console:\n%s", problem, tail(withoutResults(booted.console), 40))
+	}
+	result.Date = begin.UTC().Format(time.DateOnly)
+	t.Logf("Linux %s, %s: %d pages swapped in (%d major faults by the woken, %d by the dying), %d ran, heartbeat gap %.0f ms (quiet %.0f), gone after %.0f ms, calm after %.0f ms, PSI full %d ms; boot to verdict %.0f s",
+		result.Kernel, strategy, result.SwapInPages, result.FaultsWoken, result.FaultsDying, result.RanUserCode,
+		result.HeartbeatGapMS, result.QuietGapMS, result.GoneMS, result.CalmMS, result.PSIFullUS/1000, booted.total.Seconds())
+	return result
+}
+
+func withoutResults(console string) string {
+	var b strings.Builder
+	for line := range strings.Lines(console) {
+		if !strings.HasPrefix(line, "INCIDENT ") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+// keep adds a result to the file of results.
+func (set *incidentSettings) keep(t *testing.T, r *incident.Result) {
+	t.Helper()
+	if set.results == "" {
+		return
+	}
+	b, err := json.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(set.results, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Write(append(b, '\n')); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// checkBars fails where the machine did not do what the incident is about.
+func checkBars(t *testing.T, r *incident.Result) {
+	t.Helper()
+	switch routers := uint64(r.Routers) * uint64(r.RouterBytes/r.PageBytes); r.Strategy {
+	case "servers":
+		if r.SwapInPages < routers || r.RanUserCode < r.Routers {
+			t.Errorf("%d pages were swapped in and %d processes ran; the %d routers have %d pages: that was no incident",
+				r.SwapInPages, r.RanUserCode, r.Routers, routers)
+		}
+	case "bpfkill":
+		if r.SwapInPages != 0 || r.RanUserCode != 0 {
+			t.Errorf("bpfkill had %d pages swapped in, and %d processes ran; want none", r.SwapInPages, r.RanUserCode)
+		}
+	}
+}
+
+func readIncidentSettings() (*incidentSettings, error) {
+	set := &incidentSettings{results: os.Getenv("INCIDENT_RESULTS")}
+	for _, number := range []struct {
+		variable string
+		value    *int
+		standard int
+	}{
+		{"INCIDENT_RUNS", &set.runs, 1},
+		{"INCIDENT_SERVERS", &set.servers, 128},
+		{"INCIDENT_ROUTER_MIB", &set.routerMiB, 8},
+		{"INCIDENT_MEMORY_MIB", &set.memoryMiB, 512},
+		{"INCIDENT_CPUS", &set.cpus, 2},
+	} {
+		*number.value = number.standard
+		if text := os.Getenv(number.variable); text != "" {
+			var err error
+			if *number.value, err = strconv.Atoi(text); err != nil || *number.value < 1 {
+				return nil, fmt.Errorf("%s=%q: want a positive number", number.variable, text)
+			}
+		}
+	}
+	names := os.Getenv("INCIDENT_STRATEGIES")
+	if names == "" {
+		names = "servers,bpfkill"
+	}
+	if names == "all" {
+		for _, s := range incident.Strategies {
+			set.strategies = append(set.strategies, s.Name)
+		}
+		return set, nil
+	}
+	for _, name := range strings.Split(names, ",") {
+		if _, err := incident.Lookup(name); err != nil {
+			return nil, err
+		}
+		set.strategies = append(set.strategies, name)
+	}
+	return set, nil
+}
