@@ -19,6 +19,8 @@ func (e usageError) Unwrap() error { return e.error }
 const usage = `Usage:
   wakestorm run --topology NAME --processes N [flags]   stage processes that wait on each other
   wakestorm list                                        the topologies there are
+  wakestorm plot --results FILE [--document FILE.md] [--picture NAME [--kernel RELEASE]]
+                                                        tables and picture of staged incidents
 
 run prints one line of JSON on standard output when every process is asleep, and
 another when it ends: how many were alive then, and how many had run user code
@@ -31,7 +33,7 @@ Flags of run:
 // run is the whole command; main turns its error into an exit status.
 func run(args []string, stdin io.Reader, stdout io.Writer) error {
 	if len(args) == 0 {
-		return usageError{errors.New("what to do? run or list; see wakestorm --help")}
+		return usageError{errors.New("what to do? run, list or plot; see wakestorm --help")}
 	}
 	switch args[0] {
 	case "run":
@@ -41,12 +43,14 @@ func run(args []string, stdin io.Reader, stdout io.Writer) error {
 			return usageError{fmt.Errorf("list takes no arguments, not %q", args[1])}
 		}
 		return list(stdout)
+	case "plot":
+		return plotIncident(args[1:])
 	case "help", "-h", "--help":
 		flags, _ := newFlags()
 		_, err := fmt.Fprint(stdout, usage, flags.FlagUsages())
 		return err
 	}
-	return usageError{fmt.Errorf("unknown command %q: run or list", args[0])}
+	return usageError{fmt.Errorf("unknown command %q: run, list or plot", args[0])}
 }
 
 func list(w io.Writer) error {

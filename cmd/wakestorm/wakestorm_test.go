@@ -177,8 +177,8 @@ func TestCommandLine(t *testing.T) {
 		stdout string
 		stderr string
 	}{
-		{"", 2, "", "what to do? run or list"},
-		{"start", 2, "", `unknown command "start": run or list`},
+		{"", 2, "", "what to do? run, list or plot"},
+		{"start", 2, "", `unknown command "start": run, list or plot`},
 		{"list", 0, "smtp", ""},
 		{"list all", 2, "", `list takes no arguments, not "all"`},
 		{"--help", 0, "--swap-out", ""},

@@ -118,7 +118,7 @@ func (w *world) describe(t *testing.T) *Result {
 		t.Fatal(err)
 	}
 	return &Result{
-		Kernel: strings.TrimSpace(string(release)), Arch: runtime.GOARCH,
+		Kernel: strings.TrimSpace(string(release)), Arch: runtime.GOARCH, CPUs: runtime.NumCPU(),
 		MemoryBytes: int64(info.Totalram) * int64(info.Unit), PageBytes: int64(os.Getpagesize()),
 		Servers: len(w.servers), Routers: len(w.routers), RouterBytes: int64(w.staging.RouterMiB) << 20,
 		SwappedBytes: w.swapped, ResidentBytes: w.resident,

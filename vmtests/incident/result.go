@@ -19,6 +19,7 @@ type Result struct {
 	Date     string `json:"date,omitempty"` // of the run, YYYY-MM-DD
 	Run      int    `json:"run"`
 
+	CPUs        int   `json:"cpus"`
 	MemoryBytes int64 `json:"memory_bytes"` // of the machine, as the kernel counts it
 	PageBytes   int64 `json:"page_bytes"`
 	Servers     int   `json:"servers"`

@@ -1,0 +1,167 @@
+package incident
+
+import (
+	"bufio"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Group is the runs of one strategy under one kernel on machines of one kind.
+type Group struct {
+	Strategy *Strategy
+	Results  []*Result // by pages swapped in
+}
+
+// Machine is the groups that can be compared: same kernel, architecture, size.
+type Machine struct {
+	Kernel, Arch string
+	CPUs         int
+	Groups       []Group // as Strategies lists them
+}
+
+// Read reads results, one JSON object a line.
+func Read(r io.Reader) ([]*Result, error) {
+	var all []*Result
+	lines := bufio.NewReader(r)
+	for n := 1; ; n++ {
+		line, err := lines.ReadBytes('\n')
+		if len(line) > 0 {
+			var one Result
+			if err := json.Unmarshal(line, &one); err != nil {
+				return nil, fmt.Errorf("result %d: %w", n, err)
+			}
+			if _, err := Lookup(one.Strategy); err != nil {
+				return nil, fmt.Errorf("result %d: %w", n, err)
+			}
+			all = append(all, &one)
+		}
+		if err == io.EOF {
+			return all, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Machines groups results, in the order in which each kind of machine first
+// appears in them.
+func Machines(results []*Result) []*Machine {
+	var machines []*Machine
+	for _, r := range results {
+		i := slices.IndexFunc(machines, func(m *Machine) bool {
+			return m.Kernel == r.Kernel && m.Arch == r.Arch && m.CPUs == r.CPUs
+		})
+		if i < 0 {
+			i = len(machines)
+			machines = append(machines, &Machine{Kernel: r.Kernel, Arch: r.Arch, CPUs: r.CPUs})
+		}
+		machines[i].add(r)
+	}
+	for _, m := range machines {
+		slices.SortFunc(m.Groups, func(a, b Group) int { return cmp.Compare(a.place(), b.place()) })
+		for _, g := range m.Groups {
+			slices.SortStableFunc(g.Results, func(a, b *Result) int { return cmp.Compare(a.SwapInPages, b.SwapInPages) })
+		}
+	}
+	return machines
+}
+
+func (g Group) place() int {
+	return slices.IndexFunc(Strategies, func(s Strategy) bool { return s.Name == g.Strategy.Name })
+}
+
+func (m *Machine) add(r *Result) {
+	i := slices.IndexFunc(m.Groups, func(g Group) bool { return g.Strategy.Name == r.Strategy })
+	if i < 0 {
+		strategy, err := Lookup(r.Strategy)
+		if err != nil {
+			return // Read lets none through
+		}
+		i = len(m.Groups)
+		m.Groups = append(m.Groups, Group{Strategy: strategy})
+	}
+	m.Groups[i].Results = append(m.Groups[i].Results, r)
+}
+
+// Middle is the run with the median of the pages swapped in (of two, the lower).
+func (g Group) Middle() *Result { return g.Results[(len(g.Results)-1)/2] }
+
+// spread is the median of a figure and, where runs differ, its extremes.
+func (g Group) spread(of func(*Result) float64, format func(float64) string) string {
+	var values []float64
+	for _, r := range g.Results {
+		values = append(values, of(r))
+	}
+	slices.Sort(values)
+	n := len(values)
+	median := (values[(n-1)/2] + values[n/2]) / 2
+	low, high := format(values[0]), format(values[n-1])
+	if low == high {
+		return low
+	}
+	return fmt.Sprintf("%s (%s–%s)", format(median), low, high)
+}
+
+// whole prints a figure without decimals.
+func whole(v float64) string { return strconv.FormatFloat(v, 'f', 0, 64) }
+
+// columns of the table.
+var columns = []struct {
+	title string
+	of    func(*Result) float64
+}{
+	{"pages swapped in", func(r *Result) float64 { return float64(r.SwapInPages) }},
+	{"faults, dying", func(r *Result) float64 { return float64(r.FaultsDying) }},
+	{"faults, woken", func(r *Result) float64 { return float64(r.FaultsWoken) }},
+	{"ran user code", func(r *Result) float64 { return float64(r.RanUserCode) }},
+	{"heartbeat gap, ms", func(r *Result) float64 { return r.HeartbeatGapMS }},
+	{"before, ms", func(r *Result) float64 { return r.QuietGapMS }},
+	{"all gone, ms", func(r *Result) float64 { return r.GoneMS }},
+	{"PSI full, ms", func(r *Result) float64 { return float64(r.PSIFullUS) / 1000 }},
+}
+
+// Table is the machine's results in Markdown.
+func (m *Machine) Table() string {
+	var b strings.Builder
+	b.WriteString("| how | runs |")
+	for _, c := range columns {
+		fmt.Fprintf(&b, " %s |", c.title)
+	}
+	b.WriteString("\n|---|---:|" + strings.Repeat("---:|", len(columns)) + "\n")
+	for _, g := range m.Groups {
+		fmt.Fprintf(&b, "| `%s` | %d |", g.Strategy.Title, len(g.Results))
+		for _, c := range columns {
+			fmt.Fprintf(&b, " %s |", g.spread(c.of, whole))
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// Caption says what kind of machine it was, and when.
+func (m *Machine) Caption() string {
+	var dates []string
+	for _, g := range m.Groups {
+		for _, r := range g.Results {
+			dates = append(dates, r.Date)
+		}
+	}
+	r := m.Groups[0].Results[0]
+	slices.Sort(dates)
+	when := dates[0]
+	if last := dates[len(dates)-1]; last != when {
+		when += " to " + last
+	}
+	processors := "1 processor"
+	if m.CPUs != 1 {
+		processors = fmt.Sprintf("%d processors", m.CPUs)
+	}
+	return fmt.Sprintf("Linux %s, %s, %s, %d MiB; %d servers and %d routers of %d MiB each; %s",
+		m.Kernel, m.Arch, processors, (r.MemoryBytes+1<<19)>>20, r.Servers, r.Routers, r.RouterBytes>>20, when)
+}
