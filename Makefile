@@ -12,6 +12,11 @@
 #                   VMTEST_ACCEL=kvm, VMTEST_JOBS=1, VMTEST_MEMORY_MIB=512, VMTEST_TAGS=…,
 #                   VMTEST_APPEND="kernel parameters"
 #                   VMTEST_CONSOLE=DIR   write each guest's console there as it comes
+#   make vmtest-arm64   some of them under emulated arm64 kernels
+#   make incident   the incident, staged with a swap disk in fresh machines: tables and picture of docs/incident.md
+#                   INCIDENT_RUNS=5 INCIDENT_KERNELS=6.1,6.12,7 INCIDENT_STRATEGIES=all
+#                   INCIDENT_CPUS=1 INCIDENT_MEMORY_MIB=512 INCIDENT_SERVERS=128 INCIDENT_ROUTER_MIB=8
+#   make incident-plot   tables and picture again, from the results that are there
 #   make accuracy   kill every topology and compare who was said to wake with who did (root)
 #                   ACCURACY_RUNS=20 ACCURACY_SIZES=1,10,300   how often, and how large
 #                   ACCURACY_TOPOLOGY=herd                     only one
@@ -28,6 +33,7 @@
 #   make clean      remove bin/ and dist/
 
 SHELL  := /bin/bash
+comma  := ,
 PREFIX ?= /usr/local
 GO     ?= go
 
@@ -35,13 +41,23 @@ GO     ?= go
 VMTEST_TIMEOUT ?= 60m
 TEST_TIMEOUT   ?= 10m
 
+INCIDENT_RUNS       ?= 5
+INCIDENT_KERNELS    ?= 6.1,6.12,7
+INCIDENT_STRATEGIES ?= all
+INCIDENT_RESULTS    := $(CURDIR)/docs/incident.jsonl
+INCIDENT := INCIDENT_RUNS=$(INCIDENT_RUNS) INCIDENT_KERNELS=$(INCIDENT_KERNELS) \
+	INCIDENT_STRATEGIES=$(INCIDENT_STRATEGIES) INCIDENT_RESULTS=$(INCIDENT_RESULTS)
+
+# What an emulated arm64 does within five minutes a kernel.
+ARM64_PACKAGES ?= ./vmtests/guest,./internal/storm,./internal/loader
+
 ACCURACY_RUNS  ?= 3
 ACCURACY_SIZES ?= 1,10,300
 ACCURACY       := ACCURACY_RUNS=$(ACCURACY_RUNS) ACCURACY_SIZES=$(ACCURACY_SIZES) ACCURACY_BUSY=1 \
 	ACCURACY_TOPOLOGY=$(ACCURACY_TOPOLOGY)
 
-.PHONY: all build generate test lint fmtcheck vet drift unit vmtest vmtest-fault kernels \
-	dist distcheck accuracy programs demo bench install setup clean
+.PHONY: all build generate test lint fmtcheck vet drift unit vmtest vmtest-fault vmtest-arm64 kernels \
+	incident incident-plot dist distcheck accuracy programs demo bench install setup clean
 
 all: build
 
@@ -102,6 +118,19 @@ endif
 programs:
 	RUNLEVEL=1 scripts/setup bash make nginx-light openssh-client postgresql python3 tini tmux
 	BPFKILL_TEST_PROGRAMS=1 $(GO) test ./cmd/bpfkill -count=1 -run '^TestPrograms$$' -v -timeout 30m
+
+vmtest-arm64:
+	VMTEST_ARCH=arm64 $(GO) run ./vmtests/kernels 6.1 6.12 7
+	VMTEST=1 VMTEST_ARCH=arm64 VMTEST_KERNELS=$(or $(VMTEST_KERNELS),6.12$(comma)7) VMTEST_PACKAGES=$(ARM64_PACKAGES) \
+		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout $(VMTEST_TIMEOUT)
+
+incident: build kernels
+	rm -f $(INCIDENT_RESULTS)
+	VMTEST=1 $(INCIDENT) $(GO) test ./vmtests -count=1 -run TestIncident -v -timeout 10h
+	@$(MAKE) --no-print-directory incident-plot
+
+incident-plot: build
+	bin/wakestorm plot --results $(INCIDENT_RESULTS) --document docs/incident.md --picture docs/incident
 
 demo: build
 	@scripts/demo

@@ -92,7 +92,7 @@ func (v *vm) boot(ctx context.Context) (run, error) {
 	begin := time.Now()
 	exited, err := startOnItsThread(cmd)
 	if err != nil {
-		return run{}, fmt.Errorf("start the emulator: %w; install qemu-system-x86 (make setup does)", err)
+		return run{}, fmt.Errorf("start %s: %w; VMTEST_ARCH=%s make setup installs it", v.arch.QEMU, err, v.arch.Name)
 	}
 	why := v.watch(ctx, console, exited)
 	_ = cmd.Process.Kill()

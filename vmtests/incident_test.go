@@ -1,6 +1,7 @@
 package vmtests
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -52,11 +53,7 @@ func TestIncident(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec := os.Getenv("INCIDENT_KERNELS")
-	if spec == "" {
-		spec = "6.12"
-	}
-	kernels, err := Select(spec)
+	kernels, err := Select(cmp.Or(os.Getenv("INCIDENT_KERNELS"), "6.12"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -211,7 +208,7 @@ func readIncidentSettings() (*incidentSettings, error) {
 		{"INCIDENT_SERVERS", &set.servers, 128},
 		{"INCIDENT_ROUTER_MIB", &set.routerMiB, 8},
 		{"INCIDENT_MEMORY_MIB", &set.memoryMiB, 512},
-		{"INCIDENT_CPUS", &set.cpus, 2},
+		{"INCIDENT_CPUS", &set.cpus, 1},
 	} {
 		*number.value = number.standard
 		if text := os.Getenv(number.variable); text != "" {

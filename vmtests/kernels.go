@@ -221,7 +221,7 @@ func (c *Cache) keep(k Kernel, root string) error {
 func (c *Cache) record(suite string) string { return filepath.Join(c.Dir, suite+".json") }
 
 // Busybox returns the path of a static busybox for the guests: the machine's
-// own where it is Debian's busybox-static, else the one fetched beside the
+// own where it is Debian's busybox-static and of that architecture, else the one fetched beside the
 // kernel of bookworm.
 func (c *Cache) Busybox() (string, error) {
 	cached, err := filepath.Glob(filepath.Join(c.Dir, busyboxSuite, "*bin", "busybox"))
@@ -230,9 +230,9 @@ func (c *Cache) Busybox() (string, error) {
 	}
 	usr, _ := filepath.Glob(filepath.Join(c.Dir, busyboxSuite, "usr/bin/busybox"))
 	for _, candidate := range append(append(cached, usr...), "/bin/busybox", "/usr/bin/busybox") {
-		if static, err := staticBinary(candidate); err == nil && static {
+		if static, err := staticBinary(candidate, c.Arch); err == nil && static {
 			return candidate, nil
 		}
 	}
-	return "", errors.New("no static busybox: install busybox-static, or run go run ./vmtests/kernels")
+	return "", fmt.Errorf("no static busybox for %s: run go run ./vmtests/kernels %s", c.Arch.Name, busyboxSuite)
 }

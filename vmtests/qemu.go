@@ -30,7 +30,7 @@ func machineOf(a Arch) arg {
 	if accel == "" {
 		accel = defaultAccel
 	}
-	return arg{qemu: []string{"-machine", a.Machine, "-accel", accel, "-cpu", "max"}}
+	return arg{qemu: []string{"-machine", a.Machine, "-accel", accel, "-cpu", a.CPU}}
 }
 
 // cpus and memory size the guest.
