@@ -29,6 +29,7 @@ const (
 	markUnix
 	markPTY
 	markSignal // any
+	markSigio
 	markProcessGroup
 	markPtrace
 	markVfork
@@ -82,6 +83,7 @@ var landmarks = map[trail][]string{
 
 	markPidfd:        {"do_notify_pidfd"}, // inlined into do_notify_parent until v6.8
 	markSignal:       {"__send_signal", "__send_signal_locked", "complete_signal"},
+	markSigio:        {"kill_fasync", "send_sigio"}, // from a file's wake, whatever file it is
 	markProcessGroup: {"__kill_pgrp_info", "kill_orphaned_pgrp"},
 	markPtrace:       {"exit_ptrace"},
 	markVfork:        {"mm_release", "exit_mm_release", "exec_mm_release"}, // the parent gets its memory back
@@ -102,6 +104,8 @@ var landmarks = map[trail][]string{
 func (t trail) channel() waitgraph.Channel {
 	has := func(m trail) bool { return t&m != 0 }
 	switch {
+	case has(markSigio):
+		return waitgraph.ChannelSignal
 	case has(markTCPReceive | markTCP):
 		return waitgraph.ChannelTCP
 	case has(markFIFO):

@@ -42,7 +42,7 @@ func TestChannelOfATrail(t *testing.T) {
 		{[]string{"__wake_up", "do_notify_pidfd", "do_notify_parent", "do_exit"}, waitgraph.ChannelPidfd},
 		{[]string{"__wake_up", "do_notify_pidfd", "do_exit"}, waitgraph.ChannelPidfd},
 		{[]string{"complete_signal", "__send_signal_locked", "do_send_sig_info", "do_exit"}, waitgraph.ChannelParentDeath},
-		{[]string{"complete_signal", "__send_signal_locked", "do_send_sig_info", "kill_fasync", "__fput", "do_exit"}, waitgraph.ChannelSignal},
+		{[]string{"complete_signal", "__send_signal_locked", "do_send_sig_info", "kill_fasync", "pipe_release", "__fput", "do_exit"}, waitgraph.ChannelSignal},
 		{[]string{"complete_signal", "__send_signal_locked", "group_send_sig_info", "__kill_pgrp_info", "kill_orphaned_pgrp", "do_exit"}, waitgraph.ChannelSignal},
 		{[]string{"signal_wake_up_state", "exit_ptrace", "do_exit"}, waitgraph.ChannelSignal},
 		{[]string{"try_to_wake_up", "complete", "mm_release", "exit_mm_release", "do_exit"}, waitgraph.ChannelChild},
