@@ -319,9 +319,7 @@ func TestParentDeathSignal(t *testing.T) {
 	parent := start(t, "parent", nil)
 	pid, err := strconv.Atoi(parent.says(t))
 	must(t, err)
-	eventually(t, "the thread that will take the signal sleeps", func() bool {
-		return asleepIn(pid, pid, unix.SYS_PPOLL) || asleepIn(pid, pid, unix.SYS_FUTEX)
-	})
+	(&process{PID: pid}).willTakeSignal(t)
 	v := take(t)
 	child := v.process(t, pid)
 	must(t, e.Doom([]waitgraph.Process{v.process(t, parent.PID)}))
@@ -334,6 +332,15 @@ func TestParentDeathSignal(t *testing.T) {
 			}
 		}
 		return false
+	})
+}
+
+// willTakeSignal waits until the thread sleeps that the kernel likes best for a
+// signal to the process.
+func (p *process) willTakeSignal(t *testing.T) {
+	t.Helper()
+	eventually(t, "the first thread sleeps", func() bool {
+		return asleepIn(p.PID, p.PID, unix.SYS_PPOLL) || asleepIn(p.PID, p.PID, unix.SYS_FUTEX)
 	})
 }
 

@@ -217,6 +217,8 @@ var roles = map[string]func() error{
 	"robust":   ownRobust,
 	"parent":   parentOfOne,
 	"sleep":    sleepOn,
+	"obey":     obey,
+	"relay":    relay,
 }
 
 var scratch [64]byte

@@ -1,0 +1,242 @@
+package loader
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
+)
+
+func newWatcher(t *testing.T, o WatcherOptions) *Watcher {
+	t.Helper()
+	snapshotter(t) // skips without privileges, and prepares
+	w, err := NewWatcher(o)
+	if err != nil {
+		t.Fatal(err, VerifierLog(err))
+	}
+	t.Cleanup(func() {
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+// contacts counts the wakes from one process to another, by channel.
+func contacts(t *testing.T, w *Watcher, from, to waitgraph.Process) map[waitgraph.Channel]uint64 {
+	t.Helper()
+	all, lost, err := w.Contacts()
+	must(t, err)
+	if lost != 0 {
+		t.Errorf("%d wakes lost", lost)
+	}
+	out := map[waitgraph.Channel]uint64{}
+	for _, c := range all {
+		if c.Waker == from.KernelIdentity() && c.Wakee == to.KernelIdentity() {
+			if c.WakerComm != from.Comm || c.WakeeComm != to.Comm {
+				t.Errorf("%+v: the names are %q and %q", c, from.Comm, to.Comm)
+			}
+			out[c.Channel] += c.Count
+		}
+	}
+	return out
+}
+
+// does sends a staged process a command, and waits until it has carried it out.
+func (p *process) does(t *testing.T, format string, args ...any) {
+	t.Helper()
+	if _, err := fmt.Fprintf(p.in, format+"\n", args...); err != nil {
+		t.Fatal(err)
+	}
+	if answer := p.says(t); answer != "done" {
+		t.Fatal(answer)
+	}
+}
+
+// obey is a role: it carries out commands about its descriptors from 3 on.
+func obey() error {
+	commands := bufio.NewScanner(os.Stdin)
+	for commands.Scan() {
+		var err error
+		var n int
+		f := strings.Fields(commands.Text())
+		if len(f) == 2 {
+			n, err = strconv.Atoi(f[1])
+		}
+		switch {
+		case err != nil:
+		case f[0] == "write":
+			_, err = unix.Write(n, []byte{1})
+		case f[0] == "signal":
+			err = unix.Kill(n, unix.SIGWINCH)
+		case f[0] == "futex":
+			err = wakeFutex(uintptr(n))
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Println("done")
+	}
+	return commands.Err()
+}
+
+func wakeFutex(fd uintptr) error {
+	const futexWake = 1
+	r, err := mapRobust(fd)
+	if err != nil {
+		return err
+	}
+	if _, _, errno := unix.Syscall6(unix.SYS_FUTEX, uintptr(unsafe.Pointer(&r.futex)), futexWake, 1, 0, 0, 0); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// poker starts a process that wakes this one, which sleeps in a read, through
+// the other end of a file.
+func poker(t *testing.T, ours, theirs *os.File) *process {
+	t.Helper()
+	p := start(t, "obey", nil, theirs)
+	readFrom(t, ours)
+	return p
+}
+
+// TestWatcherNamesChannels: of ordinary wakes.
+func TestWatcherNamesChannels(t *testing.T) {
+	for _, test := range []struct {
+		channel waitgraph.Channel
+		command string
+		stage   func(t *testing.T) *process
+	}{
+		{waitgraph.ChannelPipe, "write 3", func(t *testing.T) *process {
+			p := newPipe(t)
+			return poker(t, p.r, p.w)
+		}},
+		{waitgraph.ChannelUnix, "write 3", func(t *testing.T) *process {
+			fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+			return poker(t, file(t, fds[0], err), file(t, fds[1], err))
+		}},
+		{waitgraph.ChannelTCP, "write 3", func(t *testing.T) *process {
+			ours, theirs := tcpPair(t, unix.AF_INET, loopback4)
+			return poker(t, ours, theirs)
+		}},
+		{waitgraph.ChannelFutex, "futex 3", func(t *testing.T) *process {
+			fd, err := unix.MemfdCreate("futex", 0)
+			page := file(t, fd, err)
+			must(t, unix.Ftruncate(fd, int64(os.Getpagesize())))
+			p := start(t, "obey", nil, page)
+			r, err := mapRobust(page.Fd())
+			must(t, err)
+			sleepIn(t, unix.SYS_FUTEX, uintptr(unsafe.Pointer(&r.futex)), 0, 0, 0, 0, 0)
+			return p
+		}},
+	} {
+		t.Run(test.channel.String(), func(t *testing.T) {
+			w := newWatcher(t, WatcherOptions{})
+			p := test.stage(t)
+			v := take(t)
+			from, to := v.process(t, p.PID), v.process(t, selfPID)
+			must(t, w.Watch([]waitgraph.KernelIdentity{from.KernelIdentity()}))
+			p.does(t, "%s", test.command)
+			got := contacts(t, w, from, to)
+			if got[test.channel] == 0 || got[waitgraph.ChannelOther] != 0 {
+				t.Errorf("%v, want some through %v", got, test.channel)
+			}
+		})
+	}
+}
+
+func TestWatcherSeesSignals(t *testing.T) {
+	w := newWatcher(t, WatcherOptions{})
+	p, sleeper := start(t, "obey", nil), start(t, "sleep", nil)
+	sleeper.says(t)
+	sleeper.willTakeSignal(t)
+	v := take(t)
+	from, to := v.process(t, p.PID), v.process(t, sleeper.PID)
+	must(t, w.Watch([]waitgraph.KernelIdentity{from.KernelIdentity()}))
+	p.does(t, "signal %d", sleeper.PID)
+	if got := contacts(t, w, from, to); got[waitgraph.ChannelSignal] != 1 {
+		t.Errorf("%v, want one through a signal", got)
+	}
+}
+
+// TestWatcherFollowsOneStep: those whom the selected wake are watched as far as
+// they wake the watched; those whom nobody selected, and nobody woke, are not.
+func TestWatcherFollowsOneStep(t *testing.T) {
+	w := newWatcher(t, WatcherOptions{})
+	toB, toA, toC := newPipe(t), newPipe(t), newPipe(t)
+	a := start(t, "obey", nil, toB.w)
+	b := start(t, "relay", nil, toB.r, toA.w, toC.w)
+	b.asleep(t, unix.SYS_READ)
+	back := start(t, "read", nil, toA.r)
+	back.asleep(t, unix.SYS_READ)
+	c := start(t, "read", nil, toC.r)
+	c.asleep(t, unix.SYS_READ)
+	v := take(t)
+	A, B, C, Back := v.process(t, a.PID), v.process(t, b.PID), v.process(t, c.PID), v.process(t, back.PID)
+
+	must(t, w.Watch([]waitgraph.KernelIdentity{A.KernelIdentity(), Back.KernelIdentity()}))
+	a.does(t, "write 3")
+	if b.says(t) != "ready" {
+		t.Fatal("the relay has not passed it on")
+	}
+	if got := contacts(t, w, A, B); got[waitgraph.ChannelPipe] != 1 {
+		t.Errorf("from the selected to the relay: %v", got)
+	}
+	if got := contacts(t, w, B, Back); got[waitgraph.ChannelPipe] != 1 {
+		t.Errorf("from the relay to another selected one: %v", got)
+	}
+	if got := contacts(t, w, B, C); len(got) != 0 {
+		t.Errorf("from the relay to somebody who is not watched: %v", got)
+	}
+	if selected, met, err := w.Watched(); selected != 2 || met < 1 || err != nil {
+		t.Errorf("%d selected and %d met, %v", selected, met, err)
+	}
+
+	must(t, w.Watch(nil))
+	must(t, w.Forget(func(k waitgraph.KernelIdentity) bool { return k == B.KernelIdentity() }))
+	if got := contacts(t, w, A, B); len(got) != 0 {
+		t.Errorf("forgotten, and still there: %v", got)
+	}
+	if selected, _, err := w.Watched(); selected != 0 || err != nil {
+		t.Errorf("%d selected after nobody was, %v", selected, err)
+	}
+}
+
+// relay is a role: what comes in on descriptor 3 goes out on 4 and 5.
+func relay() error {
+	if err := blockIn(unix.SYS_READ, 3, uintptr(unsafe.Pointer(&scratch)), 1); err != nil {
+		return err
+	}
+	for _, fd := range []int{4, 5} {
+		if _, err := unix.Write(fd, scratch[:1]); err != nil {
+			return err
+		}
+	}
+	return untilEOF()
+}
+
+// TestWatcherCountsLosses: a wake without space to count it is said to be lost.
+func TestWatcherCountsLosses(t *testing.T) {
+	w := newWatcher(t, WatcherOptions{Processes: 8, Contacts: 1})
+	one, two := newPipe(t), newPipe(t)
+	p := start(t, "obey", nil, one.w, two.w)
+	for _, pipe := range []*testPipe{one, two} {
+		start(t, "read", nil, pipe.r).asleep(t, unix.SYS_READ)
+	}
+	waker := take(t).process(t, p.PID)
+	must(t, w.Watch([]waitgraph.KernelIdentity{waker.KernelIdentity()}))
+	p.does(t, "write 3")
+	p.does(t, "write 4")
+	all, lost, err := w.Contacts()
+	if len(all) != 1 || lost == 0 || err != nil {
+		t.Errorf("%d pairs, %d lost, %v; there is space for one", len(all), lost, err)
+	}
+}
