@@ -48,7 +48,7 @@ const irqTextStart, irqTextEnd = "__irqentry_text_start", "__irqentry_text_end"
 // and inline static functions on one kernel but not on another.
 var landmarks = map[trail][]string{
 	markExit:         {"do_exit"},
-	markInterrupt:    {irqTextStart, "asm_fred_entrypoint_kernel"},
+	markInterrupt:    {irqTextStart, "asm_fred_entrypoint_kernel", "el1_irq", "el1h_64_irq", "el1h_64_irq_handler"},
 	markSoftirq:      {"__do_softirq", "handle_softirqs", "__napi_poll"},
 	markTCPReceive:   {"tcp_v4_rcv", "tcp_v6_rcv"},
 	markQueue:        {"__wake_up", "__wake_up_common", "__wake_up_common_lock"},

@@ -103,7 +103,7 @@ type testPipe struct {
 }
 
 // newPipe makes a pipe in blocking mode, which Go's own poller leaves alone.
-func newPipe(t *testing.T) *testPipe {
+func newPipe(t testing.TB) *testPipe {
 	t.Helper()
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
@@ -118,7 +118,7 @@ func newPipe(t *testing.T) *testPipe {
 	return &testPipe{r: r, w: w, inode: linkOf(t, r)}
 }
 
-func linkOf(t *testing.T, f *os.File) string {
+func linkOf(t testing.TB, f *os.File) string {
 	t.Helper()
 	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
 	if err != nil {
@@ -137,7 +137,7 @@ type process struct {
 
 // start runs a role with files from descriptor 3 on. The process dies with the
 // test.
-func start(t *testing.T, role string, change func(*exec.Cmd), files ...*os.File) *process {
+func start(t testing.TB, role string, change func(*exec.Cmd), files ...*os.File) *process {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), roleVariable+"="+role)
@@ -166,7 +166,7 @@ func start(t *testing.T, role string, change func(*exec.Cmd), files ...*os.File)
 }
 
 // says reads the next line that the process prints.
-func (p *process) says(t *testing.T) string {
+func (p *process) says(t testing.TB) string {
 	t.Helper()
 	line, err := p.line.ReadString('\n')
 	if err != nil {
@@ -219,6 +219,8 @@ var roles = map[string]func() error{
 	"sleep":    sleepOn,
 	"obey":     obey,
 	"relay":    relay,
+	"ping":     ping,
+	"pong":     pong,
 }
 
 var scratch [64]byte
