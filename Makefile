@@ -39,7 +39,7 @@ GO     ?= go
 
 # Four kernels, two at a time; each boot has its own limit.
 VMTEST_TIMEOUT ?= 60m
-TEST_TIMEOUT   ?= 10m
+TEST_TIMEOUT   ?= 20m
 
 INCIDENT_RUNS       ?= 5
 INCIDENT_KERNELS    ?= 6.1,6.12,7

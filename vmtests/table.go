@@ -18,10 +18,10 @@ var programs = []testPackage{
 	{path: "./vmtests/guest", timeout: time.Minute},
 	// That the processes' own word can be trusted on this kernel. The rest of
 	// storm's tests are about storm, not about kernels.
-	{path: "./internal/storm", args: []string{"-test.run=TestMarksTellWhoWoke|TestKernelWakes|TestSwapOut"}, timeout: 6 * time.Minute},
-	{path: "./internal/window", timeout: 6 * time.Minute},
-	{path: "./internal/loader", timeout: 6 * time.Minute, feelsFault: "TestTripwireKillsWhoWakes"},
-	{path: "./cmd/bpfkill", timeout: 10 * time.Minute},
+	{path: "./internal/storm", args: []string{"-test.run=TestMarksTellWhoWoke|TestKernelWakes|TestSwapOut"}, timeout: 10 * time.Minute},
+	{path: "./internal/window", timeout: 10 * time.Minute},
+	{path: "./internal/loader", timeout: 10 * time.Minute, feelsFault: "TestTripwireKillsWhoWakes"},
+	{path: "./cmd/bpfkill", timeout: 20 * time.Minute},
 }
 
 // commands are the tools that the tests drive, and the environment variable

@@ -65,16 +65,14 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report) 
 	predicted, measured := map[wokenThrough]bool{}, map[wokenThrough]bool{}
 	named, woke := map[int32]bool{}, map[int32]bool{}
 	for _, b := range r.Plan.Bystanders {
-		if b.PID != self {
+		if b.PID != self && !ownAccount(topology, b.PID) {
 			predicted[wokenThrough{b.PID, b.Channel}] = true
 			named[b.PID] = true
 		}
 	}
 	for _, w := range r.Result.Wakes {
 		key := wokenThrough{w.PID, w.Channel}
-		// Tracees that are let go stop or end on their own account, and tell init.
-		ownAccount := w.PID == 1 && topology.Name == "ptrace-tracer"
-		if w.PID == self || w.Killed || measured[key] || ownAccount {
+		if w.PID == self || w.Killed || measured[key] || ownAccount(topology, w.PID) {
 			continue
 		}
 		measured[key], woke[w.PID] = true, true
@@ -100,6 +98,16 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report) 
 		}
 	}
 }
+
+// ownAccount reports whether pid is told of what survivors do on their own
+// account: tracees that are let go stop or end, and tell init.
+func ownAccount(topology *storm.Topology, pid int32) bool {
+	return pid == 1 && topology.Name == "ptrace-tracer"
+}
+
+// inGuests are the topologies of the short form in a virtual machine guest, where
+// each kill takes seconds: one for each of the commonest channels.
+var inGuests = []string{"smtp", "unix-stream", "child", "pidfd", "posix-lock", "pty-master"}
 
 func (a *accuracy) detail(topology *storm.Topology, format string, args ...any) {
 	const most = 40
@@ -191,6 +199,9 @@ func TestAccuracy(t *testing.T) {
 			for i := range storm.Topologies {
 				topology := &storm.Topologies[i]
 				if topology.Restless || topology.Supported() != nil || only != "" && only != topology.Name {
+					continue
+				}
+				if emulated && os.Getenv("ACCURACY_RUNS") == "" && !slices.Contains(inGuests, topology.Name) {
 					continue
 				}
 				for _, size := range sizes {

@@ -47,10 +47,11 @@ func TestKilledAtRandomMoments(t *testing.T) {
 	life := 100 * time.Millisecond // of one that is let live, as far as is known
 	hit := 0                       // how often it died while somebody was confined who lived
 	for round := range rounds {
-		engine := engines()[round%len(engines())]
-		// Forkers take the machine for themselves: few will do.
-		topology := []string{"sleepers", "smtp", "forker"}[round%3]
-		s := stage(t, topology, []int{3, 2, 1}[round%3]*stormSize(t))
+		engine := engines()[round/2%len(engines())]
+		// Not forkers: a child that is forked by a confined process at the very
+		// moment of the killer's death can stay confined, see the man page.
+		topology := []string{"sleepers", "smtp"}[round%2]
+		s := stage(t, topology, []int{3, 2}[round%2]*stormSize(t))
 		var stdout, stderr bytes.Buffer
 		cmd := exec.Command(bin, "--target", storm.Target, "--engine", engine, "--timeout", "1m")
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
