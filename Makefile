@@ -13,6 +13,7 @@
 #                   VMTEST_APPEND="kernel parameters"
 #                   VMTEST_CONSOLE=DIR   write each guest's console there as it comes
 #   make vmtest-arm64   some of them under emulated arm64 kernels
+#   make vmtest-scale   10,000 processes, 64 MiB, 20 MiB: what bpfkill needs, in machines of 3 GiB
 #   make incident   the incident, staged with a swap disk in fresh machines: tables and picture of docs/incident.md
 #                   INCIDENT_RUNS=5 INCIDENT_KERNELS=6.1,6.12,7 INCIDENT_STRATEGIES=all
 #                   INCIDENT_CPUS=1 INCIDENT_MEMORY_MIB=512 INCIDENT_SERVERS=128 INCIDENT_ROUTER_MIB=8
@@ -56,7 +57,7 @@ ACCURACY_SIZES ?= 1,10,300
 ACCURACY       := ACCURACY_RUNS=$(ACCURACY_RUNS) ACCURACY_SIZES=$(ACCURACY_SIZES) ACCURACY_BUSY=1 \
 	ACCURACY_TOPOLOGY=$(ACCURACY_TOPOLOGY)
 
-.PHONY: all build generate test lint fmtcheck vet drift unit vmtest vmtest-fault vmtest-arm64 kernels \
+.PHONY: all build generate test lint fmtcheck vet drift unit vmtest vmtest-fault vmtest-arm64 vmtest-scale kernels \
 	incident incident-plot dist distcheck accuracy programs demo bench install setup clean
 
 all: build
@@ -123,6 +124,10 @@ vmtest-arm64:
 	VMTEST_ARCH=arm64 $(GO) run ./vmtests/kernels 6.1 6.12 7
 	VMTEST=1 VMTEST_ARCH=arm64 VMTEST_KERNELS=$(or $(VMTEST_KERNELS),6.12$(comma)7) VMTEST_PACKAGES=$(ARM64_PACKAGES) \
 		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout $(VMTEST_TIMEOUT)
+
+vmtest-scale: kernels
+	VMTEST=1 VMTEST_MEMORY_MIB=3072 VMTEST_JOBS=1 VMTEST_PACKAGES=./vmtests/scale \
+		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout 90m
 
 incident: build kernels
 	rm -f $(INCIDENT_RESULTS)

@@ -24,6 +24,9 @@ var programs = []testPackage{
 	{path: "./cmd/bpfkill", timeout: 20 * time.Minute},
 }
 
+// onRequest runs only where VMTEST_PACKAGES names it: it wants 3 GiB.
+var onRequest = []testPackage{{path: "./vmtests/scale", timeout: 15 * time.Minute}}
+
 // commands are the tools that the tests drive, and the environment variable
 // that says where each is.
 var commands = []struct{ path, variable string }{

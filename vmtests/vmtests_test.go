@@ -268,7 +268,7 @@ func faultPackages() []testPackage {
 // packageOf returns the table's row for a package, or one for a package that
 // is not in it.
 func packageOf(path string) testPackage {
-	for _, p := range programs {
+	for _, p := range slices.Concat(programs, onRequest) {
 		if p.path == path {
 			return p
 		}

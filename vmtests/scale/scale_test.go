@@ -1,0 +1,190 @@
+// Package scale kills many processes in machines that have little to spare.
+package scale
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// room is what a machine must have for these tests: 10,000 processes have 220 KiB
+// each, most of it page tables and kernel stacks.
+const room = 3 << 30
+
+// Ten thousand processes, and 256 descriptors to begin with.
+func TestTenThousand(t *testing.T) {
+	s := stage(t, 5000)
+	limited := exec.Command("/bin/sh", "-c", `ulimit -S -n 256 && exec "$0" "$@"`, tool(t, "BPFKILL_BIN"),
+		"--target", "smtpserver", "--exact", "--timeout", "5m", "--output", "json")
+	s.kill(t, limited)
+}
+
+// A memory cgroup of 64 MiB around bpfkill is enough for 2,000 processes.
+func TestMemoryCgroup(t *testing.T) {
+	const group = "/sys/fs/cgroup/killer"
+	if os.Getenv("BPFKILL_VM") == "" {
+		t.Skip("changes the machine's cgroups: runs in a virtual machine")
+	}
+	if err := os.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", []byte("+memory"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(group, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(group) })
+	if err := os.WriteFile(group+"/memory.max", []byte(strconv.Itoa(64<<20)), 0); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.Open(group)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	s := stage(t, 1000)
+	cmd := killer(t)
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	s.kill(t, cmd)
+	if peak, err := os.ReadFile(group + "/memory.peak"); err == nil { // Linux 5.19
+		t.Logf("at most %s bytes in the cgroup", strings.TrimSpace(string(peak)))
+	}
+}
+
+// A machine with 20 MiB left still gets its processes killed.
+func TestLittleMemory(t *testing.T) {
+	s := stage(t, 200)
+	takeAllBut(t, 20<<20)
+	s.kill(t, killer(t))
+}
+
+// storm is the processes of a wakestorm command.
+type storm struct {
+	cmd *exec.Cmd
+	out *bufio.Reader
+	in  interface{ Close() error }
+}
+
+func stage(t *testing.T, servers int) *storm {
+	t.Helper()
+	if os.Getenv("BPFKILL_VM") == "" {
+		t.Skip("fills a machine's memory: runs in a virtual machine")
+	}
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		t.Fatal(err)
+	}
+	if total := uint64(info.Totalram) * uint64(info.Unit); total < room*9/10 {
+		t.Skipf("this machine has %d MiB, and the test wants %d (VMTEST_MEMORY_MIB)", total>>20, room>>20)
+	}
+	s := &storm{cmd: exec.Command(tool(t, "WAKESTORM_BIN"), "run", "--topology", "mail",
+		"--processes", strconv.Itoa(servers), "--mem", "0.0625", "--until-eof", "--timeout", "10m")}
+	s.cmd.Stderr = os.Stderr
+	in, err := s.cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := s.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = in.Close()
+		_ = s.cmd.Wait()
+	})
+	s.in, s.out = in, bufio.NewReader(out)
+	if _, err := s.out.ReadBytes('\n'); err != nil {
+		t.Fatalf("wakestorm said nothing: %v", err)
+	}
+	return s
+}
+
+// kill runs bpfkill and fails unless everybody is gone and nobody had woken.
+func (s *storm) kill(t *testing.T, cmd *exec.Cmd) {
+	t.Helper()
+	var stdout bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, os.Stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("bpfkill: %v", err)
+	}
+	var report struct {
+		Result struct {
+			Gone        int
+			WindowNS    uint64 `json:"window_ns"`
+			UserReturns int    `json:"user_returns"`
+		}
+	}
+	if err := json.Unmarshal(stdout.Bytes(), &report); err != nil {
+		t.Fatal(err)
+	}
+	if usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		t.Logf("%d gone, window %d µs; bpfkill had at most %d KiB resident",
+			report.Result.Gone, report.Result.WindowNS/1000, usage.Maxrss)
+	}
+	_ = s.in.Close()
+	line, err := s.out.ReadBytes('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	var end struct{ Processes, Alive, Woken int }
+	if err := json.Unmarshal(line, &end); err != nil {
+		t.Fatal(err)
+	}
+	if end.Alive != 0 || end.Woken != 0 || report.Result.Gone != end.Processes {
+		t.Errorf("of %d processes %d are alive and %d woke; bpfkill says that %d are gone",
+			end.Processes, end.Alive, end.Woken, report.Result.Gone)
+	}
+}
+
+func killer(t *testing.T) *exec.Cmd {
+	t.Helper()
+	return exec.Command(tool(t, "BPFKILL_BIN"), "--target", "smtpserver", "--exact", "--output", "json")
+}
+
+func tool(t *testing.T, variable string) string {
+	t.Helper()
+	path := os.Getenv(variable)
+	if path == "" {
+		t.Fatalf("%s does not say where the tool is", variable)
+	}
+	return path
+}
+
+// takeAllBut takes memory until that much is left, for the time of the test.
+func takeAllBut(t *testing.T, left uint64) {
+	t.Helper()
+	const step = 1 << 20
+	for available(t) > left {
+		mem, err := unix.Mmap(-1, 0, step, unix.PROT_READ|unix.PROT_WRITE,
+			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = unix.Munmap(mem) })
+	}
+}
+
+// available is MemAvailable in bytes.
+func available(t *testing.T) uint64 {
+	t.Helper()
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := bytes.Cut(text, []byte("MemAvailable:"))
+	word, _, _ := bytes.Cut(bytes.TrimLeft(rest, " "), []byte(" "))
+	kB, err := strconv.ParseUint(string(word), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kB << 10
+}
