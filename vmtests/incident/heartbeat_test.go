@@ -87,21 +87,27 @@ func (h *heart) at(i int) int64 {
 	return atomic.LoadInt64((*int64)(unsafe.Pointer(&h.beats[i*8])))
 }
 
-// longestGap is the longest time without a beat that reached into from…to, in
-// milliseconds.
-func (h *heart) longestGap(from, to int64) float64 {
-	var longest, last int64
+// longestGap is the longest time without a beat that reached into from…to, and
+// when it began after from; both in milliseconds.
+func (h *heart) longestGap(from, to int64) (gap, at float64) {
+	var longest, begin, last int64
+	take := func(beat int64) {
+		if beat-last > longest {
+			longest, begin = beat-last, last
+		}
+	}
 	for i := range maximum {
 		beat := h.at(i)
 		if beat == 0 || beat > to {
 			break
 		}
 		if last != 0 && beat > from {
-			longest = max(longest, beat-last)
+			take(beat)
 		}
 		last = beat
 	}
-	return float64(max(longest, to-last)) / 1e6
+	take(to)
+	return ms(longest), ms(begin - from)
 }
 
 // now is CLOCK_MONOTONIC in nanoseconds.

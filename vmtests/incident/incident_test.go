@@ -76,7 +76,7 @@ func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result 
 	sleepUntil(quiet + int64(2*time.Second))
 	before := readCounters(t)
 	begin := now()
-	r.QuietGapMS = heart.longestGap(quiet, begin)
+	r.QuietGapMS, _ = heart.longestGap(quiet, begin)
 
 	done := make(chan killed, 1)
 	go func() { done <- killer() }()
@@ -84,7 +84,7 @@ func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result 
 	end := rec.untilCalm(t, done)
 
 	after := readCounters(t)
-	r.HeartbeatGapMS = heart.longestGap(begin, end)
+	r.HeartbeatGapMS, r.HeartbeatGapAtMS = heart.longestGap(begin, end)
 	r.SwapInPages = after.swapIns - before.swapIns
 	r.SwapOutPages = after.swapOuts - before.swapOuts
 	r.MajorFaults = after.majorFaults - before.majorFaults

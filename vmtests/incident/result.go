@@ -52,6 +52,8 @@ type Result struct {
 	// before the kill.
 	HeartbeatGapMS float64 `json:"heartbeat_gap_ms"`
 	QuietGapMS     float64 `json:"quiet_gap_ms"`
+	// HeartbeatGapAtMS is when that longest time began.
+	HeartbeatGapAtMS float64 `json:"heartbeat_gap_at_ms"`
 	// GoneMS is when the last process that the strategy kills was gone, and
 	// CalmMS when the last page was swapped in; 0 for none.
 	GoneMS    float64 `json:"gone_ms"`
