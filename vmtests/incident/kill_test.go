@@ -87,13 +87,15 @@ func (w *world) bpfkill(t *testing.T, args []string) func() killed {
 		}
 		var report struct {
 			Result struct {
-				WindowNS uint64 `json:"window_ns"`
+				WindowNS uint64          `json:"window_ns"`
+				Window   json.RawMessage // how it went
 			}
 		}
 		if err := json.Unmarshal(stdout.Bytes(), &report); err != nil {
 			return killed{err: fmt.Errorf("exit status %d, and no report: %w", k.status, err)}
 		}
 		k.windowNS = report.Result.WindowNS
+		t.Logf("bpfkill's window: %s", report.Result.Window)
 		if k.status != 0 {
 			k.err = fmt.Errorf("exit status %d", k.status)
 		}
