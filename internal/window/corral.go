@@ -14,7 +14,7 @@ import (
 const (
 	// guardianPatience is how long a guardian may take to start: it is this
 	// program, and its pages are in memory.
-	guardianPatience = 5 * time.Second
+	guardianPatience = 20 * time.Second
 	// closeLimit bounds the time in which the corral is closed. The killer has a
 	// processor to itself meanwhile, and the kernel takes it away after 950 ms
 	// (kernel.sched_rt_runtime_us).
