@@ -33,63 +33,105 @@ func TestKilledAtRandomMoments(t *testing.T) {
 	if everywhere.Count() < 2 {
 		t.Skip("the machine has one CPU: everybody is always on it")
 	}
-	rounds := 200
-	if emulated {
-		rounds = 12
+	// Forkers take the machine for themselves: they are few.
+	for _, storms := range []struct {
+		topology     string
+		size, rounds int
+	}{{"sleepers", 3, 120}, {"smtp", 2, 60}, {"forker", 1, 20}} {
+		t.Run(storms.topology, func(t *testing.T) {
+			r := roulette{
+				everywhere: everywhere, random: rand.New(rand.NewPCG(1, 2)), life: 100 * time.Millisecond,
+				stage: func() *storm.Storm { return stage(t, storms.topology, storms.size*stormSize(t)) },
+			}
+			if emulated {
+				storms.rounds /= 15
+			}
+			for n := 0; n < storms.rounds && !t.Failed(); n++ {
+				r.round(t, n)
+			}
+			t.Logf("%d of %d times the killer died while targets were confined that lived on", r.hits, storms.rounds)
+		})
 	}
+}
+
+// roulette is what the rounds share.
+type roulette struct {
+	everywhere affinity.Set
+	random     *rand.Rand
+	stage      func() *storm.Storm
+	storm      *storm.Storm  // nil: somebody of the last one has died
+	life       time.Duration // of a bpfkill that is let live, as far as is known
+	hits       int           // how often it died while somebody was confined who lived
+}
+
+func (r *roulette) round(t *testing.T, n int) {
+	t.Helper()
 	bin, err := binary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	random := rand.New(rand.NewPCG(1, 2))
-	// What it takes to confine, kill and let out a storm of this size, and more.
-	const span = time.Millisecond
-	life := 100 * time.Millisecond // of one that is let live, as far as is known
-	hit := 0                       // how often it died while somebody was confined who lived
-	for round := range rounds {
-		engine := engines()[round/2%len(engines())]
-		// Not forkers: a child that is forked by a confined process at the very
-		// moment of the killer's death can stay confined, see the man page.
-		topology := []string{"sleepers", "smtp"}[round%2]
-		s := stage(t, topology, []int{3, 2}[round%2]*stormSize(t))
-		var stdout, stderr bytes.Buffer
-		cmd := exec.Command(bin, "--target", storm.Target, "--engine", engine, "--timeout", "1m")
-		cmd.Stdout, cmd.Stderr = &stdout, &stderr
-		began := time.Now()
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		confined := false
-		if round/2%2 == 0 {
-			pause(time.Duration(random.Int64N(int64(life))))
-			cmd.Process.Signal(unix.SIGKILL) // it may have ended
-		} else {
-			delay := time.Duration(random.Int64N(int64(span)))
-			confined = killOnceConfined(t, cmd.Process.Pid, s.Processes()[0].PID, everywhere, delay)
-		}
-		err := cmd.Wait()
-		exit := (*exec.ExitError)(nil)
-		switch {
-		case err == nil:
-			life = min(max(life, time.Since(began)), time.Second)
-		case !errors.As(err, &exit) || exit.ExitCode() != -1:
-			t.Fatalf("round %d: %v, stderr %q", round, err, stderr.String())
-		}
-		requireNoGuardian(t)
-		if requireFree(t, everywhere) > 0 && confined {
-			hit++
-		}
-		if emulated {
-			requireNothingLoaded(t)
-		}
-		if t.Failed() {
-			t.Fatalf("round %d: %s, %s engine", round, topology, engine)
-		}
-		if err := s.Stop(); err != nil {
-			t.Fatal(err)
-		}
+	if r.storm == nil {
+		r.storm = r.stage()
 	}
-	t.Logf("%d of %d times the killer died while targets were confined that lived on", hit, rounds/2)
+	engine := engines()[n%len(engines())]
+	var stderr bytes.Buffer
+	cmd := exec.Command(bin, "--target", storm.Target, "--engine", engine, "--timeout", "1m")
+	cmd.Stderr = &stderr
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	confined := r.shoot(t, cmd, n/2%2 == 0)
+	err = cmd.Wait()
+	exit := (*exec.ExitError)(nil)
+	switch {
+	case err == nil:
+		r.life = min(max(r.life, time.Since(began)), time.Second)
+	case !errors.As(err, &exit) || exit.ExitCode() != -1:
+		t.Fatalf("round %d: %v, stderr %q", n, err, stderr.String())
+	}
+	requireNoGuardian(t)
+	if requireFree(t, r.everywhere) > 0 && confined {
+		r.hits++
+	}
+	if emulated {
+		requireNothingLoaded(t)
+	}
+	if t.Failed() {
+		t.Fatalf("round %d, %s engine", n, engine)
+	}
+	r.endUnlessWhole(t)
+}
+
+// shoot kills a bpfkill, at any moment or soon after it has confined the first
+// target. It reports whether one was seen to be.
+func (r *roulette) shoot(t *testing.T, cmd *exec.Cmd, anyMoment bool) (confined bool) {
+	t.Helper()
+	if anyMoment {
+		pause(time.Duration(r.random.Int64N(int64(r.life))))
+		cmd.Process.Signal(unix.SIGKILL) // it may have ended
+		return false
+	}
+	// What it takes to confine and kill a storm of this size, and more.
+	const span = 500 * time.Microsecond
+	delay := time.Duration(r.random.Int64N(int64(span)))
+	return killOnceConfined(t, cmd.Process.Pid, r.storm.Processes()[0].PID, r.everywhere, delay)
+}
+
+// endUnlessWhole ends a storm that was hurt. One that rests can be used again.
+func (r *roulette) endUnlessWhole(t *testing.T) {
+	t.Helper()
+	alive, err := r.storm.Alive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(alive) == len(r.storm.Processes()) && len(r.storm.Woken()) == 0 && !r.storm.Topology().Restless {
+		return
+	}
+	if err := r.storm.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	r.storm = nil
 }
 
 // killOnceConfined kills a killer soon after it has confined the first target, and
