@@ -16,6 +16,10 @@
 #define EPERM 1
 #define ESRCH 3
 
+#define VM_SHARED_MAYWRITE 0x28
+#define S_IFMT 00170000
+#define S_IFREG 0100000
+
 /* How many generations may live and die between the tracker's attachment and
  * the plan. */
 #define ANCESTORS_MAX 256
@@ -163,16 +167,22 @@ int BPF_PROG(track_fork, struct task_struct *parent, struct task_struct *child)
 	return 0;
 }
 
-/* Forgets a process that dies childless: a busy machine's short-lived commands
- * would fill the map. */
+/* Forgets a process that dies childless, and of its own: the short-lived commands
+ * of a busy machine, and the children of a target that forks without end, would fill
+ * the maps. */
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(forget_fork, struct task_struct *task)
 {
 	__s32 tgid = task->tgid;
 	struct forked *f = bpf_map_lookup_elem(&forks, &tgid);
+	struct doomed *d;
 
-	if (f && !f->has_children && !BPF_CORE_READ(task, signal, live.counter))
-		bpf_map_delete_elem(&forks, &tgid);
+	if (!f || f->has_children || BPF_CORE_READ(task, signal, live.counter))
+		return 0;
+	bpf_map_delete_elem(&forks, &tgid);
+	d = bpf_map_lookup_elem(&doomed, &tgid);
+	if (d && d->inherited && !d->generated_ns && !d->tripped)
+		bpf_map_delete_elem(&doomed, &tgid);
 	return 0;
 }
 
@@ -252,9 +262,37 @@ int threads(struct bpf_iter__task *ctx)
 	r.sid = pid_number(BPF_CORE_READ(signal, pids[PIDTYPE_SID]), level, ns);
 	r.policy = task->policy;
 	r.rt_priority = task->rt_priority;
+	r.state = task_state(task);
 	bpf_probe_read_kernel(r.allowed, cpu_bytes,
 			      (void *)task + bpf_core_field_offset(struct task_struct, cpus_mask));
 	read_wanted(&r, task);
+	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
+	return 0;
+}
+
+const struct mapping_record *mapping_record_type __attribute__((unused));
+
+SEC("iter/task_vma")
+int mappings(struct bpf_iter__task_vma *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct vm_area_struct *vma = ctx->vma;
+	struct mapping_record r = {};
+	struct address_space *object;
+	struct file *file;
+
+	if (!task || !vma || (vma->vm_flags & VM_SHARED_MAYWRITE) != VM_SHARED_MAYWRITE)
+		return 0;
+	file = vma->vm_file;
+	if (!file || (BPF_CORE_READ(file, f_inode, i_mode) & S_IFMT) != S_IFREG ||
+	    !find_doomed(task))
+		return 0;
+	object = BPF_CORE_READ(file, f_mapping);
+	r.start_ns = group_start_ns(task);
+	r.object_id = (__u64)object;
+	r.address = vma->vm_start;
+	r.tgid = task->tgid;
+	r.count = BPF_CORE_READ(object, i_mmap_writable.counter);
 	bpf_seq_write(ctx->meta->seq, &r, sizeof(r));
 	return 0;
 }

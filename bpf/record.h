@@ -63,7 +63,17 @@ struct thread_record {
 	__s32 tid, pid, pgid, sid; /* in the reader's pid namespace, 0: not there */
 	__u32 policy; /* SCHED_* */
 	__u32 rt_priority;
-	__u32 pad;
+	__u32 state; /* task_struct.__state */
+};
+
+/* iter/task_vma: one for each mapping through which a doomed process could hold a
+ * robust mutex that others see: shared and writable, of a file or of shmem. */
+struct mapping_record {
+	__u64 start_ns; /* of the thread group leader */
+	__u64 object_id; /* what is mapped */
+	__u64 address; /* in the process: tells its mappings apart */
+	__s32 tgid;
+	__s32 count; /* the kernel's, of such mappings of the object */
 };
 
 /* iter/task_file: one for each descriptor whose end can wake somebody. */

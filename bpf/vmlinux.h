@@ -120,10 +120,15 @@ struct file_lock {
 	wait_queue_head_t fl_wait;
 };
 
+struct address_space {
+	atomic_t i_mmap_writable; /* shared writable mappings, or negative: denied */
+};
+
 struct file {
 	unsigned int f_mode;
 	void *private_data; /* pipe_inode_info, socket or tty_file_private */
 	struct inode *f_inode;
+	struct address_space *f_mapping;
 	file_ref_t f_ref;
 };
 
@@ -310,6 +315,12 @@ struct mm_struct { /* since v6.2, f1a7941243c1 */
 	struct percpu_counter rss_stat[4];
 };
 
+struct vm_area_struct {
+	unsigned long vm_start;
+	unsigned long vm_flags;
+	struct file *vm_file;
+};
+
 struct mm_rss_stat {
 	atomic_long_t count[4];
 };
@@ -422,6 +433,12 @@ struct bpf_iter__task_file {
 	struct task_struct *task;
 	__u32 fd;
 	struct file *file;
+};
+
+struct bpf_iter__task_vma { /* since v5.12, 3a7b35b899de */
+	struct bpf_iter_meta *meta;
+	struct task_struct *task;
+	struct vm_area_struct *vma;
 };
 
 #pragma clang attribute pop

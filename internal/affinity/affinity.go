@@ -29,6 +29,10 @@ type Thread struct {
 	Policy     uint32 // SCHED_OTHER, SCHED_FIFO, …
 	RTPriority uint32 // 1 to 99 for SCHED_FIFO and SCHED_RR, else 0
 
+	// Asleep is set for one that waits interruptibly, or is stopped: it holds none
+	// of the kernel's locks.
+	Asleep bool
+
 	Allowed Set // where it may run now
 	Wanted  Set // what Set takes to undo a change: cpusets narrow it to Allowed
 }

@@ -42,6 +42,15 @@ type executeForked struct {
 	Pad           [3]uint8
 }
 
+type executeMappingRecord struct {
+	_        structs.HostLayout
+	StartNs  uint64
+	ObjectId uint64
+	Address  uint64
+	Tgid     int32
+	Count    int32
+}
+
 type executeThreadRecord struct {
 	_          structs.HostLayout
 	StartNs    uint64
@@ -54,7 +63,7 @@ type executeThreadRecord struct {
 	Sid        int32
 	Policy     uint32
 	RtPriority uint32
-	Pad        uint32
+	State      uint32
 }
 
 type executeVictim struct {
@@ -68,30 +77,32 @@ type executeVictim struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	executeMapDoomed           = "doomed"
-	executeMapForks            = "forks"
-	executeMapVictims          = "victims"
-	executeProgCountSwitch     = "count_switch"
-	executeProgDeliver         = "deliver"
-	executeProgForgetFork      = "forget_fork"
-	executeProgThreads         = "threads"
-	executeProgTrackFork       = "track_fork"
-	executeProgTripwire        = "tripwire"
-	executeVarBirths           = "births"
-	executeVarCpuBytes         = "cpu_bytes"
-	executeVarDeadlineNs       = "deadline_ns"
-	executeVarDeliveredNs      = "delivered_ns"
-	executeVarHunting          = "hunting"
-	executeVarKillerCapKill    = "killer_cap_kill"
-	executeVarKillerEuid       = "killer_euid"
-	executeVarKillerUid        = "killer_uid"
-	executeVarLostForks        = "lost_forks"
-	executeVarOpenedNs         = "opened_ns"
-	executeVarReapSwitches     = "reap_switches"
-	executeVarReleasedNs       = "released_ns"
-	executeVarThreadRecordType = "thread_record_type"
-	executeVarTripwireEnabled  = "tripwire_enabled"
-	executeVarWindowSwitches   = "window_switches"
+	executeMapDoomed            = "doomed"
+	executeMapForks             = "forks"
+	executeMapVictims           = "victims"
+	executeProgCountSwitch      = "count_switch"
+	executeProgDeliver          = "deliver"
+	executeProgForgetFork       = "forget_fork"
+	executeProgMappings         = "mappings"
+	executeProgThreads          = "threads"
+	executeProgTrackFork        = "track_fork"
+	executeProgTripwire         = "tripwire"
+	executeVarBirths            = "births"
+	executeVarCpuBytes          = "cpu_bytes"
+	executeVarDeadlineNs        = "deadline_ns"
+	executeVarDeliveredNs       = "delivered_ns"
+	executeVarHunting           = "hunting"
+	executeVarKillerCapKill     = "killer_cap_kill"
+	executeVarKillerEuid        = "killer_euid"
+	executeVarKillerUid         = "killer_uid"
+	executeVarLostForks         = "lost_forks"
+	executeVarMappingRecordType = "mapping_record_type"
+	executeVarOpenedNs          = "opened_ns"
+	executeVarReapSwitches      = "reap_switches"
+	executeVarReleasedNs        = "released_ns"
+	executeVarThreadRecordType  = "thread_record_type"
+	executeVarTripwireEnabled   = "tripwire_enabled"
+	executeVarWindowSwitches    = "window_switches"
 )
 
 // loadExecute returns the embedded CollectionSpec for execute.
@@ -139,6 +150,7 @@ type executeProgramSpecs struct {
 	CountSwitch *ebpf.ProgramSpec `ebpf:"count_switch"`
 	Deliver     *ebpf.ProgramSpec `ebpf:"deliver"`
 	ForgetFork  *ebpf.ProgramSpec `ebpf:"forget_fork"`
+	Mappings    *ebpf.ProgramSpec `ebpf:"mappings"`
 	Threads     *ebpf.ProgramSpec `ebpf:"threads"`
 	TrackFork   *ebpf.ProgramSpec `ebpf:"track_fork"`
 	Tripwire    *ebpf.ProgramSpec `ebpf:"tripwire"`
@@ -157,21 +169,22 @@ type executeMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type executeVariableSpecs struct {
-	Births           *ebpf.VariableSpec `ebpf:"births"`
-	CpuBytes         *ebpf.VariableSpec `ebpf:"cpu_bytes"`
-	DeadlineNs       *ebpf.VariableSpec `ebpf:"deadline_ns"`
-	DeliveredNs      *ebpf.VariableSpec `ebpf:"delivered_ns"`
-	Hunting          *ebpf.VariableSpec `ebpf:"hunting"`
-	KillerCapKill    *ebpf.VariableSpec `ebpf:"killer_cap_kill"`
-	KillerEuid       *ebpf.VariableSpec `ebpf:"killer_euid"`
-	KillerUid        *ebpf.VariableSpec `ebpf:"killer_uid"`
-	LostForks        *ebpf.VariableSpec `ebpf:"lost_forks"`
-	OpenedNs         *ebpf.VariableSpec `ebpf:"opened_ns"`
-	ReapSwitches     *ebpf.VariableSpec `ebpf:"reap_switches"`
-	ReleasedNs       *ebpf.VariableSpec `ebpf:"released_ns"`
-	ThreadRecordType *ebpf.VariableSpec `ebpf:"thread_record_type"`
-	TripwireEnabled  *ebpf.VariableSpec `ebpf:"tripwire_enabled"`
-	WindowSwitches   *ebpf.VariableSpec `ebpf:"window_switches"`
+	Births            *ebpf.VariableSpec `ebpf:"births"`
+	CpuBytes          *ebpf.VariableSpec `ebpf:"cpu_bytes"`
+	DeadlineNs        *ebpf.VariableSpec `ebpf:"deadline_ns"`
+	DeliveredNs       *ebpf.VariableSpec `ebpf:"delivered_ns"`
+	Hunting           *ebpf.VariableSpec `ebpf:"hunting"`
+	KillerCapKill     *ebpf.VariableSpec `ebpf:"killer_cap_kill"`
+	KillerEuid        *ebpf.VariableSpec `ebpf:"killer_euid"`
+	KillerUid         *ebpf.VariableSpec `ebpf:"killer_uid"`
+	LostForks         *ebpf.VariableSpec `ebpf:"lost_forks"`
+	MappingRecordType *ebpf.VariableSpec `ebpf:"mapping_record_type"`
+	OpenedNs          *ebpf.VariableSpec `ebpf:"opened_ns"`
+	ReapSwitches      *ebpf.VariableSpec `ebpf:"reap_switches"`
+	ReleasedNs        *ebpf.VariableSpec `ebpf:"released_ns"`
+	ThreadRecordType  *ebpf.VariableSpec `ebpf:"thread_record_type"`
+	TripwireEnabled   *ebpf.VariableSpec `ebpf:"tripwire_enabled"`
+	WindowSwitches    *ebpf.VariableSpec `ebpf:"window_switches"`
 }
 
 // executeObjects contains all objects after they have been loaded into the kernel.
@@ -211,21 +224,22 @@ func (m *executeMaps) Close() error {
 //
 // It can be passed to loadExecuteObjects or ebpf.CollectionSpec.LoadAndAssign.
 type executeVariables struct {
-	Births           *ebpf.Variable `ebpf:"births"`
-	CpuBytes         *ebpf.Variable `ebpf:"cpu_bytes"`
-	DeadlineNs       *ebpf.Variable `ebpf:"deadline_ns"`
-	DeliveredNs      *ebpf.Variable `ebpf:"delivered_ns"`
-	Hunting          *ebpf.Variable `ebpf:"hunting"`
-	KillerCapKill    *ebpf.Variable `ebpf:"killer_cap_kill"`
-	KillerEuid       *ebpf.Variable `ebpf:"killer_euid"`
-	KillerUid        *ebpf.Variable `ebpf:"killer_uid"`
-	LostForks        *ebpf.Variable `ebpf:"lost_forks"`
-	OpenedNs         *ebpf.Variable `ebpf:"opened_ns"`
-	ReapSwitches     *ebpf.Variable `ebpf:"reap_switches"`
-	ReleasedNs       *ebpf.Variable `ebpf:"released_ns"`
-	ThreadRecordType *ebpf.Variable `ebpf:"thread_record_type"`
-	TripwireEnabled  *ebpf.Variable `ebpf:"tripwire_enabled"`
-	WindowSwitches   *ebpf.Variable `ebpf:"window_switches"`
+	Births            *ebpf.Variable `ebpf:"births"`
+	CpuBytes          *ebpf.Variable `ebpf:"cpu_bytes"`
+	DeadlineNs        *ebpf.Variable `ebpf:"deadline_ns"`
+	DeliveredNs       *ebpf.Variable `ebpf:"delivered_ns"`
+	Hunting           *ebpf.Variable `ebpf:"hunting"`
+	KillerCapKill     *ebpf.Variable `ebpf:"killer_cap_kill"`
+	KillerEuid        *ebpf.Variable `ebpf:"killer_euid"`
+	KillerUid         *ebpf.Variable `ebpf:"killer_uid"`
+	LostForks         *ebpf.Variable `ebpf:"lost_forks"`
+	MappingRecordType *ebpf.Variable `ebpf:"mapping_record_type"`
+	OpenedNs          *ebpf.Variable `ebpf:"opened_ns"`
+	ReapSwitches      *ebpf.Variable `ebpf:"reap_switches"`
+	ReleasedNs        *ebpf.Variable `ebpf:"released_ns"`
+	ThreadRecordType  *ebpf.Variable `ebpf:"thread_record_type"`
+	TripwireEnabled   *ebpf.Variable `ebpf:"tripwire_enabled"`
+	WindowSwitches    *ebpf.Variable `ebpf:"window_switches"`
 }
 
 // executePrograms contains all programs after they have been loaded into the kernel.
@@ -235,6 +249,7 @@ type executePrograms struct {
 	CountSwitch *ebpf.Program `ebpf:"count_switch"`
 	Deliver     *ebpf.Program `ebpf:"deliver"`
 	ForgetFork  *ebpf.Program `ebpf:"forget_fork"`
+	Mappings    *ebpf.Program `ebpf:"mappings"`
 	Threads     *ebpf.Program `ebpf:"threads"`
 	TrackFork   *ebpf.Program `ebpf:"track_fork"`
 	Tripwire    *ebpf.Program `ebpf:"tripwire"`
@@ -245,6 +260,7 @@ func (p *executePrograms) Close() error {
 		p.CountSwitch,
 		p.Deliver,
 		p.ForgetFork,
+		p.Mappings,
 		p.Threads,
 		p.TrackFork,
 		p.Tripwire,

@@ -28,6 +28,8 @@ type Executor struct {
 	victims []executeVictim
 	batch   *batchCall
 	words   *words
+
+	filtersTasks bool // see readMappings
 }
 
 // ExecutorOptions size an [Executor]. The zero value is the default.
@@ -61,6 +63,9 @@ func NewExecutor(o ExecutorOptions) (*Executor, error) {
 	if !o.Batch {
 		delete(spec.Programs, executeProgDeliver)
 	}
+	if HaveReap() != nil {
+		delete(spec.Programs, executeProgMappings)
+	}
 	addSeconds(spec, executeProgTrackFork, executeProgForgetFork, executeProgTripwire)
 	capKill, err := hasCapability(unix.CAP_KILL)
 	if err != nil {
@@ -83,7 +88,7 @@ func NewExecutor(o ExecutorOptions) (*Executor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load execute programs: %w", err)
 	}
-	e := &Executor{coll: coll}
+	e := &Executor{coll: coll, filtersTasks: filtersTasks()}
 	if e.words, err = mapWords(coll, spec); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}

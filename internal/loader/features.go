@@ -43,7 +43,7 @@ func CheckKernel() error {
 	if err != nil {
 		return err
 	}
-	if err := checkRelease(release); err != nil {
+	if err := checkRelease(release, minMajor, minMinor); err != nil {
 		return err
 	}
 	if _, err := os.Stat(kernelBTF); err != nil {
@@ -52,7 +52,8 @@ func CheckKernel() error {
 	return nil
 }
 
-func checkRelease(release string) error {
+// checkRelease returns an error for a kernel older than the least one.
+func checkRelease(release string, minMajor, minMinor int) error {
 	var major, minor int
 	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
 		return fmt.Errorf("cannot tell the version of kernel release %q", release)

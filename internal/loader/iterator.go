@@ -24,10 +24,13 @@ func iterate[T any](prog *ebpf.Program, each func(*T), between func() error) err
 		return fmt.Errorf("open iterator: %w", err)
 	}
 	defer r.Close()
-
-	size := int(unsafe.Sizeof(*new(T)))
 	// An iterator hands out at most its own buffer of 8 pages a read.
-	buf := make([]T, 64<<10/size)
+	return readRecords(r, make([]T, 64<<10/unsafe.Sizeof(*new(T))), each, between)
+}
+
+// readRecords reads an iterator to its end, by way of buf.
+func readRecords[T any](r io.Reader, buf []T, each func(*T), between func() error) error {
+	size := int(unsafe.Sizeof(*new(T)))
 	raw := unsafe.Slice((*byte)(unsafe.Pointer(&buf[0])), len(buf)*size)
 	filled := 0
 	for {

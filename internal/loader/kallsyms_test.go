@@ -61,7 +61,7 @@ func TestCheckRelease(t *testing.T) {
 		"5.10.0-32-cloud-amd64": true, "6.18.44": true, "7.2.13+deb14": true, "10.0": true,
 		"5.9.16": false, "4.19.0": false, "linux": false, "": false,
 	} {
-		if err := checkRelease(release); (err == nil) != ok {
+		if err := checkRelease(release, minMajor, minMinor); (err == nil) != ok {
 			t.Errorf("%q: %v", release, err)
 		}
 	}

@@ -2,7 +2,6 @@ package loader
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -105,7 +104,7 @@ func TestNoWakeInTheRightOrder(t *testing.T) {
 // again is counted.
 func TestCostOfAWake(t *testing.T) {
 	e := newExecutor(t)
-	swapSpace(t)
+	nstest.SwapSpace(t)
 	const memory = 1 << 20
 	o := observe(t, e)
 	s := stage(t, storm.Options{Topology: "herd", Processes: 1, MemBytes: memory})
@@ -129,29 +128,6 @@ func TestCostOfAWake(t *testing.T) {
 	if os.Getenv(nstest.VMVariable) == "1" && !obs.SwapIns {
 		t.Error("swap-ins are not counted on a kernel that has all it takes")
 	}
-}
-
-// swapSpace gives a virtual machine compressed memory to swap to. Elsewhere it
-// skips the test unless there is swap space already.
-func swapSpace(t *testing.T) {
-	t.Helper()
-	if err := storm.HaveSwap(); err == nil {
-		return
-	} else if os.Getenv(nstest.VMVariable) != "1" {
-		t.Skip(err)
-	}
-	must(t, os.WriteFile("/sys/block/zram0/disksize", []byte("128M"), 0))
-	for _, tool := range []string{"mkswap", "swapon"} {
-		if out, err := exec.Command(tool, "/dev/zram0").CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v: %s", tool, err, out)
-		}
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("swapoff", "/dev/zram0").CombinedOutput(); err != nil {
-			t.Errorf("swapoff: %v: %s", err, out)
-		}
-		must(t, os.WriteFile("/sys/block/zram0/reset", []byte("1"), 0))
-	})
 }
 
 // TestParentsWakeIsTheChildChannel: a parent in wait4 is a bystander as well.

@@ -207,6 +207,8 @@ var roles = map[string]func() error{
 		_, err := io.Copy(os.Stdout, os.Stdin)
 		return err
 	},
+	"map":      mapShared(unix.PROT_READ | unix.PROT_WRITE),
+	"map-read": mapShared(unix.PROT_READ),
 	"idle":     untilEOF,
 	"share":    sharedTable,
 	"snapshot": snapshotInside,

@@ -22,6 +22,7 @@ func (e *Executor) Threads() ([]affinity.Thread, error) {
 			Process: waitgraph.KernelIdentity{KernelPID: r.Tgid, StartNS: r.StartNs},
 			TID:     r.Tid, PID: r.Pid, PGID: r.Pgid, SID: r.Sid,
 			Policy: r.Policy, RTPriority: r.RtPriority,
+			Asleep:  r.State&taskAsleep != 0 && r.State&taskUninterr == 0,
 			Allowed: r.Allowed, Wanted: r.Wanted,
 		})
 	}, nil)
@@ -30,6 +31,9 @@ func (e *Executor) Threads() ([]affinity.Thread, error) {
 	}
 	return threads, nil
 }
+
+// taskAsleep are TASK_INTERRUPTIBLE and the two states of the stopped.
+const taskAsleep = 0x01 | 0x04 | 0x08
 
 // Births counts the threads and children that the kill set has started since
 // the fork tracker knows it.

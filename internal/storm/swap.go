@@ -31,6 +31,15 @@ type Swapped struct {
 // It needs Linux 5.10 and, beyond one's own right to trace the members,
 // CAP_SYS_NICE. Without swap space it returns ErrNoSwap.
 func (s *Storm) SwapOut(ctx context.Context) (Swapped, error) {
+	var pids []int
+	for _, p := range s.Processes() {
+		pids = append(pids, p.PID)
+	}
+	return SwapOut(ctx, pids)
+}
+
+// SwapOut does the same to any processes. Give it those that sleep.
+func SwapOut(ctx context.Context, pids []int) (Swapped, error) {
 	if err := HaveSwap(); err != nil {
 		return Swapped{}, err
 	}
@@ -38,13 +47,13 @@ func (s *Storm) SwapOut(ctx context.Context) (Swapped, error) {
 	// Pages under writeback are skipped, so one pass may not take them all.
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, 500*time.Millisecond) {
 		var now Swapped
-		for _, p := range s.Processes() {
-			if err := pageOut(p.PID); err != nil {
-				return now, fmt.Errorf("swap out %s %d: %w", p.Comm, p.PID, err)
+		for _, pid := range pids {
+			if err := pageOut(pid); err != nil {
+				return now, fmt.Errorf("swap out process %d: %w", pid, err)
 			}
-			swap, rss, err := swappedBytes(p.PID)
+			swap, rss, err := swappedBytes(pid)
 			if err != nil {
-				return now, fmt.Errorf("swap out %s %d: %w", p.Comm, p.PID, err)
+				return now, fmt.Errorf("swap out process %d: %w", pid, err)
 			}
 			now.Processes++
 			now.SwapBytes += swap

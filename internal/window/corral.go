@@ -284,9 +284,12 @@ func (c *corral) stragglers() error {
 	return nil
 }
 
+// holds reports whether there is a corral at all.
+func (c *corral) holds() bool { return c != nil && c.failed == nil }
+
 // outcome says who is inside, and who of the kill set is not.
 func (c *corral) outcome(victims []waitgraph.Process) *Corral {
-	if c == nil || c.failed != nil {
+	if !c.holds() {
 		return nil
 	}
 	out := &Corral{CPU: c.cpu, Closed: c.closed}

@@ -120,6 +120,7 @@ func TestRaiseWithoutPrivileges(t *testing.T) {
 type fake struct {
 	procs                       []waitgraph.Process
 	threads                     []affinity.Thread
+	sharing                     map[waitgraph.KernelIdentity]error
 	failArm, failThreads        error
 	armed, disarmed             int
 	opened, delivered, released uint64
@@ -136,7 +137,10 @@ func (k *fake) Disarm() error                           { k.disarmed++; return n
 func (k *fake) Threads() ([]affinity.Thread, error)     { return k.threads, k.failThreads }
 func (k *fake) Births() uint64                          { return 0 }
 func (k *fake) Switches() (window, reap uint64)         { return 0, 0 }
-func (k *fake) Batch() (unsafe.Pointer, uintptr)        { return nil, 0 }
+func (k *fake) SharedMemory(context.Context, []affinity.Thread, []affinity.Thread) (map[waitgraph.KernelIdentity]error, error) {
+	return k.sharing, nil
+}
+func (k *fake) Batch() (unsafe.Pointer, uintptr) { return nil, 0 }
 func (k *fake) Clocks() (opened, delivered, released *uint64) {
 	return &k.opened, &k.delivered, &k.released
 }

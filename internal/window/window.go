@@ -11,7 +11,7 @@
 //	corral    SCHED_FIFO, and every target thread on the killer's CPU
 //	open      one store
 //	deliver   the engine, in plan order
-//	reap      (process_mrelease before the corral opens: its place is here)
+//	reap      process_mrelease(2), before the corral opens
 //	release   every thread gets its CPUs back, and the killer its policy
 //	await     exits by pidfd, sweeping what forked, until the timeout
 //	disarm
@@ -74,6 +74,11 @@ type Kernel interface {
 	// changed since before Threads, no thread is missing.
 	Threads() ([]affinity.Thread, error)
 	Births() uint64
+	// SharedMemory says which of the candidates must not be reaped early, and
+	// why: those that share writable memory with somebody whom rest, the others
+	// of the kill set, does not account for, or that could not be looked at until
+	// ctx ended. Each process is named by one thread.
+	SharedMemory(ctx context.Context, candidates, rest []affinity.Thread) (map[waitgraph.KernelIdentity]error, error)
 	// Switches counts context switches to the kill set from the opening to the
 	// last signal, and from there to the release.
 	Switches() (window, reap uint64)
@@ -100,71 +105,13 @@ type Options struct {
 	Progress func(gone, total int)
 }
 
-// Outcome says what became of the kill set.
-type Outcome struct {
-	// Signalled counts those of the kill set that got their signal from the
-	// engine, Gone those of them that are dead. A zombie is dead. Children
-	// forked in the race are not counted: the observer knows which of them
-	// were signalled.
-	Signalled, Gone int
-	// Survivors are alive at the end, children forked in the race included.
-	Survivors []waitgraph.Process
-	// Skipped were not signalled because they were gone already.
-	Skipped []Failure
-	// Refused could not be signalled.
-	Refused []Failure
-	// Rounds counts the passes until nobody was left to signal.
-	Rounds int
-	// Window is how the killer fared.
-	Window Measured
-}
-
-// Failure is a process that was not signalled, and why.
-type Failure struct {
-	Process waitgraph.Process
-	Err     error
-}
-
-// ErrGone says that a process exited before the window.
-var ErrGone = errors.New("exited before the window")
-
-// Measured is what the killer knows about its own window. Times are nanoseconds.
-type Measured struct {
-	// OpenedNS is when the window opened, on CLOCK_MONOTONIC. Signals before it
-	// are somebody else's.
-	OpenedNS  uint64
-	ArmNS     uint64 // from the first target confined to the opening
-	DeliverNS uint64 // from the opening until the engine is done
-	ReapNS    uint64 // from there until the corral opens
-	OpenNS    uint64 // until everybody has its CPUs back
-	// MinorFaults, MajorFaults and Switches are the killer's own while it
-	// delivered: page faults and context switches.
-	MinorFaults, MajorFaults, Switches int64
-	// TargetSwitches counts context switches to the kill set while the killer
-	// delivered, ReapSwitches from there until the corral opened.
-	TargetSwitches, ReapSwitches uint64
-	// Corral is nil where there was none.
-	Corral *Corral
-}
-
-// Corral says who was confined.
-type Corral struct {
-	CPU     int
-	Threads int
-	// Closed is unset where the kill set started threads outside faster than
-	// they could be confined.
-	Closed bool
-	// LeftOut could not be confined: a cpuset forbids it the CPU (EINVAL), or it
-	// is not ours to confine (EPERM).
-	LeftOut []Failure
-}
-
 // run is one kill in progress.
 type run struct {
 	Options
 	kernel   Kernel
 	victims  []waitgraph.Process // in plan order
 	pidfds   *pidfdSet
+	swapped  map[waitgraph.KernelIdentity]uint64 // bytes on swap
 	guardian *guardian
 	corral   *corral
 	out      Outcome
@@ -273,10 +220,13 @@ func (r *run) identify() error {
 	if err != nil {
 		return err
 	}
+	r.swapped = make(map[waitgraph.KernelIdentity]uint64, len(r.victims))
 	for i := range r.victims {
-		if _, ok := alive[r.victims[i].KernelIdentity()]; !ok {
+		p, ok := alive[r.victims[i].KernelIdentity()]
+		if !ok {
 			r.pidfds.forget(r.victims[i].KernelIdentity())
 		}
+		r.swapped[r.victims[i].KernelIdentity()] = p.SwapBytes
 	}
 	if r.Engine == EngineCgroup {
 		return checkPopulation(r.CgroupKill, r.victims, alive)
@@ -311,40 +261,31 @@ func (r *run) window() (opened bool, err error) {
 	shot := r.newShot()
 	e.load(shot)
 	// What there is to say waits: writing may fail, and may take a while.
-	var warnings, details []string
-	defer func() {
-		for _, s := range warnings {
-			r.warn(s)
-		}
-		for _, s := range details {
-			r.detail(s)
-		}
-	}()
-	stance := raise(func(s string) { warnings = append(warnings, s) }, func(s string) { details = append(details, s) })
+	var late notes
+	defer late.tell(r)
+	reaper, err := r.prepareReap()
+	if err != nil {
+		late.detail(fmt.Sprintf("no early reap: %v", err))
+	}
+	defer func() { r.out.Window.Reap = reaper.end() }()
+	stance := raise(late.warn, late.detail)
 	defer stance.lower()
 	// Raising may take its time on a machine in distress: the deadline comes
 	// after it.
 	if err := r.kernel.Arm(r.Timeout + armGrace); err != nil {
 		return false, err
 	}
-	began := r.confine(stance)
+	began := r.confine(stance, reaper)
 
 	blocked := blockSignals()
 	shot.fire()
+	if r.corral.holds() && shot.failed == 0 {
+		reaper.run(began + uint64(fifoLimit))
+	}
 	atomic.StoreUint64(shot.released, clock())
 	setSignals(&blocked, nil)
 
-	// The loop engine's late pieces need the processor, too.
-	if shot.failed == 0 {
-		err = e.settle()
-	} else {
-		// The engine failed as a whole. Each victim is told to have failed;
-		// those that the tripwire caught all the same are found dead.
-		err = fmt.Errorf("the %v engine: %w", r.Engine, shot.failed)
-		for i := range r.victims {
-			r.record(i, err)
-		}
-	}
+	err = r.settle(e, shot)
 	released := clock()
 	r.out.Window.Corral = r.corral.outcome(r.victims)
 	if r.corral != nil {
@@ -352,6 +293,36 @@ func (r *run) window() (opened bool, err error) {
 	}
 	r.measured(shot, began, released, clock())
 	return true, err
+}
+
+// settle records what became of each signal. The loop engine's late pieces are
+// sent here, too: they need the processor.
+func (r *run) settle(e engine, s *shot) error {
+	if s.failed == 0 {
+		return e.settle()
+	}
+	// The engine failed as a whole. Each victim is told to have failed; those that
+	// the tripwire caught all the same are found dead.
+	err := fmt.Errorf("the %v engine: %w", r.Engine, s.failed)
+	for i := range r.victims {
+		r.record(i, err)
+	}
+	return err
+}
+
+// notes are what there is to say of the window, after it.
+type notes struct{ warnings, details []string }
+
+func (n *notes) warn(s string)   { n.warnings = append(n.warnings, s) }
+func (n *notes) detail(s string) { n.details = append(n.details, s) }
+
+func (n *notes) tell(r *run) {
+	for _, s := range n.warnings {
+		r.warn(s)
+	}
+	for _, s := range n.details {
+		r.detail(s)
+	}
 }
 
 func (r *run) newShot() *shot {
@@ -362,7 +333,7 @@ func (r *run) newShot() *shot {
 
 // confine makes the killer SCHED_FIFO and closes the corral, where there is one.
 // It returns when it began, on CLOCK_MONOTONIC.
-func (r *run) confine(s *stance) (began uint64) {
+func (r *run) confine(s *stance, reaper *reaper) (began uint64) {
 	c, priority := (*corral)(nil), uint32(fifoPriority)
 	if r.guardian != nil {
 		var err error
@@ -370,6 +341,7 @@ func (r *run) confine(s *stance) (began uint64) {
 			s.note("no corral", err)
 		} else {
 			priority = c.priority()
+			s.note("early reap by one thread only", reaper.ready(c.own, c.cpu, priority))
 		}
 	}
 	began = clock()

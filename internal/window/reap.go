@@ -1,0 +1,235 @@
+package window
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/affinity"
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
+)
+
+const (
+	// fifoLimit is how long the killer may have a processor to itself in all: the
+	// kernel takes it away after 950 ms (kernel.sched_rt_runtime_us).
+	fifoLimit = 600 * time.Millisecond
+	// sharedLimit bounds the look at memory maps, whose locks others may hold.
+	sharedLimit = 500 * time.Millisecond
+	reapers     = 8
+)
+
+// Reap says whose memory was freed before its process could run again. A dying
+// process reads its own memory, which costs a swap-in where it is swapped out.
+type Reap struct {
+	Swapped int // processes with memory on swap
+	Reaped  int // of those, before the corral opened
+	// LeftOut were not even tried.
+	LeftOut []Failure
+}
+
+// reaper frees the memory of the killed while they are in the corral:
+// process_mrelease(2), Linux 5.15. The killer and threads on other CPUs do it
+// together. The call sleeps where the process holds the lock of its own memory
+// map: then the killer must not make it, others would run on its processor.
+type reaper struct {
+	fds     []int // pidfds: those that slept, who has most on swap first; then the rest
+	asleep  int   // how many slept
+	helpers int
+	working sync.WaitGroup
+	start   int // eventfd
+	cpus    affinity.Set
+	procs   int // GOMAXPROCS before
+
+	next, done, reaped, stop uint32
+	out                      Reap
+}
+
+// prepareReap finds who is to be reaped. It takes some time: nobody is confined
+// yet.
+func (r *run) prepareReap() (*reaper, error) {
+	p := &reaper{start: -1}
+	var swapped []*waitgraph.Process
+	for i := range r.victims {
+		if r.swapped[r.victims[i].KernelIdentity()] > 0 {
+			swapped = append(swapped, &r.victims[i])
+		}
+	}
+	p.out.Swapped = len(swapped)
+	if len(swapped) == 0 || r.guardian == nil { // no corral, no early reap
+		return p, nil
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_PROCESS_MRELEASE, ^uintptr(0), 0, 0); errno == unix.ENOSYS {
+		return p, errors.New("process_mrelease(2) needs Linux 5.15 or later")
+	}
+	threads, err := r.kernel.Threads()
+	if err != nil {
+		return p, err
+	}
+	sharing, err := r.sharedMemory(swapped, threads)
+	if err != nil {
+		return p, err
+	}
+	awake := make(map[waitgraph.KernelIdentity]int)
+	for i := range threads {
+		if !threads[i].Asleep {
+			awake[threads[i].Process] = 1
+		}
+	}
+	slices.SortStableFunc(swapped, func(a, b *waitgraph.Process) int {
+		a1, b1 := a.KernelIdentity(), b.KernelIdentity()
+		return cmp.Or(cmp.Compare(awake[a1], awake[b1]), cmp.Compare(r.swapped[b1], r.swapped[a1]))
+	})
+	for _, victim := range swapped {
+		k := victim.KernelIdentity()
+		if why := sharing[k]; why != nil {
+			p.out.LeftOut = append(p.out.LeftOut, Failure{*victim, why})
+		} else if fd, ok := r.pidfds.get(victim); ok && fd >= 0 {
+			p.fds = append(p.fds, fd)
+			p.asleep += 1 - awake[k]
+		}
+	}
+	return p, nil
+}
+
+// sharedMemory says which of the swapped may not be reaped, and why.
+func (r *run) sharedMemory(swapped []*waitgraph.Process, threads []affinity.Thread) (map[waitgraph.KernelIdentity]error, error) {
+	one := make(map[waitgraph.KernelIdentity]affinity.Thread, len(threads)) // of each process
+	for i := range threads {
+		one[threads[i].Process] = threads[i]
+	}
+	var candidates, rest []affinity.Thread
+	for _, victim := range swapped {
+		if t, ok := one[victim.KernelIdentity()]; ok {
+			candidates = append(candidates, t)
+			delete(one, victim.KernelIdentity())
+		}
+	}
+	for _, t := range one {
+		rest = append(rest, t)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), sharedLimit)
+	defer cancel()
+	return r.kernel.SharedMemory(ctx, candidates, rest)
+}
+
+// ready starts the helpers, on every CPU of the killer's own but one. On a machine
+// with one the killer does it all. The memory is locked, so that they take no page
+// faults either.
+func (p *reaper) ready(own affinity.Set, corralCPU int, priority uint32) error {
+	p.cpus = own.Without(corralCPU)
+	helpers := min(p.cpus.Count(), reapers, len(p.fds))
+	if helpers == 0 {
+		return nil
+	}
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_SEMAPHORE)
+	if err != nil {
+		return fmt.Errorf("eventfd: %w", err)
+	}
+	p.start = fd
+	// Each helper needs one of the Go runtime's processors beside the killer's.
+	if p.procs = runtime.GOMAXPROCS(0); p.procs < helpers+2 {
+		runtime.GOMAXPROCS(helpers + 2)
+	}
+	p.working.Add(helpers)
+	started := make(chan bool)
+	for range helpers {
+		go p.help(priority, started)
+	}
+	for range helpers {
+		if <-started {
+			p.helpers++
+		}
+	}
+	return nil
+}
+
+// help is one helper. Its thread ends with it.
+func (p *reaper) help(priority uint32, started chan<- bool) {
+	defer p.working.Done()
+	runtime.LockOSThread()
+	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: priority}
+	ok := affinity.Apply(0, &p.cpus) == 0 && unix.SchedSetAttr(0, &fifo, 0) == nil
+	started <- ok
+	if !ok {
+		return
+	}
+	var one [8]byte
+	for {
+		if _, err := unix.Read(p.start, one[:]); err != unix.EINTR {
+			break
+		}
+	}
+	p.work(uint32(len(p.fds)), ^uint64(0))
+}
+
+// work reaps those before end until nobody is left, the deadline is over or it is
+// told to stop.
+//
+//go:nosplit
+func (p *reaper) work(end uint32, deadline uint64) {
+	for atomic.LoadUint32(&p.stop) == 0 && clock() < deadline {
+		i := atomic.LoadUint32(&p.next)
+		if i >= end {
+			return
+		}
+		if !atomic.CompareAndSwapUint32(&p.next, i, i+1) {
+			continue
+		}
+		if _, _, errno := unix.RawSyscall(unix.SYS_PROCESS_MRELEASE, uintptr(p.fds[i]), 0, 0); errno == 0 {
+			atomic.AddUint32(&p.reaped, 1)
+		}
+		atomic.AddUint32(&p.done, 1)
+	}
+}
+
+// run reaps until the deadline, on CLOCK_MONOTONIC. For what only the helpers do
+// the killer waits without giving its processor away.
+//
+//go:nosplit
+func (p *reaper) run(deadline uint64) {
+	if len(p.fds) == 0 {
+		return
+	}
+	if p.helpers == 0 {
+		p.work(uint32(len(p.fds)), deadline)
+		return
+	}
+	p.wake()
+	p.work(uint32(p.asleep), deadline)
+	for atomic.LoadUint32(&p.done) < uint32(len(p.fds)) && clock() < deadline {
+	}
+	atomic.StoreUint32(&p.stop, 1)
+}
+
+// wake lets the helpers go.
+//
+//go:nosplit
+func (p *reaper) wake() {
+	n := uint64(p.helpers)
+	unix.RawSyscall(unix.SYS_WRITE, uintptr(p.start), uintptr(unsafe.Pointer(&n)), 8)
+}
+
+// end ends the helpers and returns what was done. One that hangs in the kernel is
+// not waited for.
+func (p *reaper) end() Reap {
+	atomic.StoreUint32(&p.stop, 1)
+	if p.start >= 0 {
+		p.wake() // once too often does no harm
+		runtime.GOMAXPROCS(p.procs)
+		go func() {
+			p.working.Wait()
+			unix.Close(p.start)
+		}()
+	}
+	p.out.Reaped = int(atomic.LoadUint32(&p.reaped))
+	return p.out
+}
