@@ -159,12 +159,16 @@ func (m *measurement) window(w *window.Measured) {
 		TargetSwitches: w.TargetSwitches, ReapSwitches: w.ReapSwitches,
 		KillerMinorFaults: w.MinorFaults, KillerMajorFaults: w.MajorFaults, KillerSwitches: w.Switches,
 	}
-	c := w.Corral
-	if c == nil {
-		return
+	reap := &m.result.Window.Reap
+	reap.Swapped, reap.Reaped, reap.LeftOut = w.Reap.Swapped, w.Reap.Reaped, leftOut(w.Reap.LeftOut)
+	if c := w.Corral; c != nil {
+		m.result.Window.Corral = report.Corral{CPU: c.CPU, Threads: c.Threads, Closed: c.Closed, LeftOut: leftOut(c.LeftOut)}
 	}
-	m.result.Window.Corral = report.Corral{CPU: c.CPU, Threads: c.Threads, Closed: c.Closed}
-	for _, f := range c.LeftOut {
-		m.result.Window.Corral.LeftOut = append(m.result.Window.Corral.LeftOut, report.Skipped{PID: f.Process.PID, Why: f.Err.Error()})
+}
+
+func leftOut(failures []window.Failure) (out []report.Skipped) {
+	for _, f := range failures {
+		out = append(out, report.Skipped{PID: f.Process.PID, Why: f.Err.Error()})
 	}
+	return out
 }

@@ -52,7 +52,7 @@ func killed(n int) *Report {
 	r.Result = &Result{
 		Signalled: 2 * n, Gone: 2 * n, WindowNS: 4_600_000, Rounds: 1, BystanderWakes: 1,
 		Window: Window{ArmNS: 5_100_000, DeliverNS: 4_650_000, ReapNS: 900, OpenNS: 4_300_000,
-			Corral: Corral{CPU: 3, Threads: 2 * n, Closed: true}},
+			Corral: Corral{CPU: 3, Threads: 2 * n, Closed: true}, Reap: Reap{Swapped: 2 * n, Reaped: 2 * n}},
 		Wakes: []Wake{{PID: 1, Comm: "systemd", Channel: "child", Cause: 811, Count: uint64(n), Predicted: true,
 			Followed: uint64(n), UserReturns: uint64(n), SwapIns: new(uint64), CPUNS: uint64(n) * 21_000}},
 		FreedBytes: 14*gib + gib/10, ExitNS: ExitNS{P50: 90_000_000, P99: 200_000_000, Max: 212_000_000},
@@ -79,8 +79,10 @@ func wentWrong() *Report {
 			{PID: 700, Comm: "rsyslogd", Channel: "unix", Cause: 811, Count: 2, Followed: 1, MajorFaults: 12, CPUNS: 840_000},
 			{PID: 0, Comm: "dockerd", Channel: "pipe", Cause: 811, Count: 1, Predicted: true},
 		},
-		Window: Window{TargetSwitches: 2, ReapSwitches: 1, Corral: Corral{CPU: 3, Threads: 4, LeftOut: []Skipped{
-			{PID: 811, Why: "a cpuset forbids it CPU 3"}, {PID: 813, Why: "a cpuset forbids it CPU 3"}}}},
+		Window: Window{TargetSwitches: 2, ReapSwitches: 1, Corral: Corral{CPU: 3, Threads: 4, Closed: true, LeftOut: []Skipped{
+			{PID: 811, Why: "a cpuset forbids it CPU 3"}, {PID: 813, Why: "a cpuset forbids it CPU 3"}}},
+			Reap: Reap{Swapped: 6, Reaped: 3, LeftOut: []Skipped{
+				{PID: 815, Why: "shares writable memory with a process outside the kill set"}, {PID: 816, Why: "shares writable memory with a process outside the kill set"}}}},
 		BystanderWakes: 2, SwapInPages: 640, MajorFaults: 12, FreedBytes: 900, LostEvents: 3,
 		ExitNS: ExitNS{P50: 1, P99: 2, Max: 1_234_000_000},
 	}

@@ -222,6 +222,7 @@ func WriteJSON(w io.Writer, r *Report) error {
 		result.Skipped = nonNil(result.Skipped)
 		result.Wakes = nonNil(result.Wakes)
 		result.Window.Corral.LeftOut = nonNil(result.Window.Corral.LeftOut)
+		result.Window.Reap.LeftOut = nonNil(result.Window.Reap.LeftOut)
 		out.Result = &result
 	}
 	enc := json.NewEncoder(w)

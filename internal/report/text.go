@@ -192,16 +192,8 @@ func (t *text) survivors() {
 }
 
 func (t *text) skipped() {
-	var reasons []string
-	byReason := map[string][]string{}
-	for _, s := range t.r.Result.Skipped {
-		if byReason[s.Why] == nil {
-			reasons = append(reasons, s.Why)
-		}
-		byReason[s.Why] = append(byReason[s.Why], t.name(s.PID))
-	}
-	for _, why := range reasons {
-		t.linef("skipped, %s: %s", printable(why), capped(byReason[why], t.limit(maxPIDs), ", "))
+	for _, group := range t.reasons(t.r.Result.Skipped) {
+		t.linef("skipped, %s: %s", group.why, capped(group.names, t.limit(maxPIDs), ", "))
 	}
 }
 

@@ -37,7 +37,7 @@ func (t *text) resultWarnings(r *Result) {
 		t.warnf("in the kill set, %s woken by another's death before its own signal%s",
 			count(r.EarlyWakes, "process was", "processes were"), who)
 	}
-	t.windowWarnings(&r.Window.Corral)
+	t.windowWarnings(&r.Window)
 	if r.LostEvents > 0 {
 		t.warnf("%s lost: wakes, returns and exits may be more than the report says",
 			count(r.LostEvents, "measurement was", "measurements were"))

@@ -21,6 +21,16 @@ type Window struct {
 	KillerSwitches    int64 `json:"killer_switches"`
 
 	Corral Corral `json:"corral"`
+	Reap   Reap   `json:"reap"`
+}
+
+// Reap says whose memory was freed before its process could run again and, dying,
+// read it back from swap.
+type Reap struct {
+	Swapped int `json:"swapped"` // processes of the kill set with memory on swap
+	Reaped  int `json:"reaped"`
+	// LeftOut are those that must not be reaped early, or could not.
+	LeftOut []Skipped `json:"left_out"`
 }
 
 // Corral is the one CPU that the kill set was confined to during the window.
@@ -41,6 +51,9 @@ func (t *text) window() {
 		how = fmt.Sprintf("%s confined to CPU %d", count(c.Threads, "thread", "threads"), c.CPU)
 	}
 	t.row("ran inside the window", fmt.Sprint(w.TargetSwitches+w.ReapSwitches), "%s", how)
+	if r := &w.Reap; r.Swapped > 0 {
+		t.row("freed before they ran", fmt.Sprint(r.Reaped), "of %d with memory on swap", r.Swapped)
+	}
 	if t.verbose {
 		t.row("window", "", "armed %s, delivered %s, reaped %s, opened %s; bpfkill itself: %s, %s",
 			humanNS(w.ArmNS), humanNS(w.DeliverNS), humanNS(w.ReapNS), humanNS(w.OpenNS),
@@ -49,22 +62,39 @@ func (t *text) window() {
 	}
 }
 
-func (t *text) windowWarnings(c *Corral) {
-	if len(c.LeftOut) > 0 {
-		byReason := map[string][]string{}
-		var reasons []string
-		for _, s := range c.LeftOut {
-			if byReason[s.Why] == nil {
-				reasons = append(reasons, s.Why)
-			}
-			byReason[s.Why] = append(byReason[s.Why], t.name(s.PID))
-		}
-		for _, why := range reasons {
-			t.warnf("left out of the corral, and free to run during the window (%s): %s", printable(why),
-				capped(byReason[why], t.limit(maxPIDs), ", "))
-		}
+func (t *text) windowWarnings(w *Window) {
+	c := &w.Corral
+	for _, group := range t.reasons(c.LeftOut) {
+		t.warnf("left out of the corral, and free to run during the window (%s): %s", group.why,
+			capped(group.names, t.limit(maxPIDs), ", "))
 	}
 	if c.Threads > 0 && !c.Closed {
 		t.warnf("the kill set started threads faster than they could be confined: some were free to run during the window")
 	}
+	for _, group := range t.reasons(w.Reap.LeftOut) {
+		t.warnf("not freed before it ran, and maybe paged in to die (it %s): %s", group.why,
+			capped(group.names, t.limit(maxPIDs), ", "))
+	}
+}
+
+// reason is why some processes were left out of something.
+type reason struct {
+	why   string
+	names []string
+}
+
+// reasons groups who was left out by why, in the order in which the reasons come.
+func (t *text) reasons(skipped []Skipped) []reason {
+	var groups []reason
+	at := map[string]int{}
+	for _, s := range skipped {
+		i, ok := at[s.Why]
+		if !ok {
+			i = len(groups)
+			at[s.Why] = i
+			groups = append(groups, reason{why: printable(s.Why)})
+		}
+		groups[i].names = append(groups[i].names, t.name(s.PID))
+	}
+	return groups
 }
