@@ -167,9 +167,10 @@ int BPF_PROG(track_fork, struct task_struct *parent, struct task_struct *child)
 	return 0;
 }
 
-/* Forgets a process that dies childless, and of its own: the short-lived commands
- * of a busy machine, and the children of a target that forks without end, would fill
- * the maps. */
+/* Forgets a process that dies of its own: the short-lived commands of a busy
+ * machine, and the children of a target that forks without end, would fill the maps.
+ * The fork of one that had children itself stays: it leads from them to their
+ * doomed ancestor. */
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(forget_fork, struct task_struct *task)
 {
@@ -177,9 +178,11 @@ int BPF_PROG(forget_fork, struct task_struct *task)
 	struct forked *f = bpf_map_lookup_elem(&forks, &tgid);
 	struct doomed *d;
 
-	if (!f || f->has_children || BPF_CORE_READ(task, signal, live.counter))
+	if (!f || BPF_CORE_READ(task, signal, live.counter))
 		return 0;
-	bpf_map_delete_elem(&forks, &tgid);
+	f->exited = true;
+	if (!f->has_children)
+		bpf_map_delete_elem(&forks, &tgid);
 	d = bpf_map_lookup_elem(&doomed, &tgid);
 	if (d && d->inherited && !d->generated_ns && !d->tripped)
 		bpf_map_delete_elem(&doomed, &tgid);

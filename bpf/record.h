@@ -179,7 +179,8 @@ struct forked {
 	__u64 parent_start_ns;
 	__s32 parent;
 	__u8 has_children;
-	__u8 pad[3];
+	__u8 exited;
+	__u8 pad[2];
 };
 
 /* The plan as the batch engine walks it. */

@@ -39,7 +39,8 @@ type executeForked struct {
 	ParentStartNs uint64
 	Parent        int32
 	HasChildren   uint8
-	Pad           [3]uint8
+	Exited        uint8
+	Pad           [2]uint8
 }
 
 type executeMappingRecord struct {

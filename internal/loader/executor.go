@@ -244,12 +244,15 @@ func (e *Executor) Inherit(known func(waitgraph.KernelIdentity) bool) ([]waitgra
 			if d, ok := doomed[child.KernelPID]; known(child) || ok && d.StartNs == child.StartNS {
 				continue
 			}
+			queue = append(queue, child)
+			if forks[child.KernelPID].Exited != 0 {
+				continue
+			}
 			d := executeDoomed{StartNs: child.StartNS, Inherited: 1}
 			if err := e.coll.Maps[executeMapDoomed].Update(child.KernelPID, d, ebpf.UpdateAny); err != nil {
 				return nil, fmt.Errorf("doom a child forked in the race: %w", err)
 			}
 			doomed[child.KernelPID] = d
-			queue = append(queue, child)
 		}
 	}
 	var out []waitgraph.KernelIdentity
