@@ -112,35 +112,55 @@ func (r *restorer) recorded() {
 			continue
 		}
 		wanted := r.wanted(i)
-		if affinity.Apply(e.tid, &wanted) == 0 { // else it has died
-			r.unsettled[e.tid] = st
-		}
+		r.restore(e.tid, &wanted)
 	}
+}
+
+// restore lets one thread out. What it does from now on is its own: its state is
+// read afterwards, so that only what it does after that counts.
+func (r *restorer) restore(tid int32, wanted *affinity.Set) bool {
+	if affinity.Apply(tid, wanted) != 0 {
+		return false // it has died
+	}
+	st, err := readStat(int(tid))
+	if err == nil {
+		r.unsettled[tid] = st
+	}
+	return true
 }
 
 const (
 	guardPause = 10 * time.Millisecond // between two looks, and more each time
 	guardLimit = 10 * time.Second      // for a machine that is beside itself
+	// guardLooks is how often nobody must be found in a row: a look at all
+	// processes takes its time, and one that ends meanwhile may have had a child.
+	guardLooks = 4
 )
 
 // born restores threads and children that the confined have started, who
 // inherited the corral, until there can be no more of them.
 func (r *restorer) born() error {
 	deadline := time.Now().Add(guardLimit)
-	for pause := guardPause; ; pause = min(2*pause, 10*guardPause) {
+	pause := guardPause
+	for quiet := 0; quiet < guardLooks && time.Now().Before(deadline); {
 		settled := r.settle()
 		found, err := r.sweep()
-		if err != nil || settled && found == 0 || time.Now().After(deadline) {
+		if err != nil {
 			return err
 		}
+		// What is left is no work to keep others from theirs for long.
+		_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Nice: -20}, 0)
 		if found > 0 {
-			pause = guardPause
+			quiet, pause = 0, guardPause
 			continue
 		}
-		// What is left is no work to keep others from theirs.
-		_ = unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}, 0)
+		if settled {
+			quiet++
+		}
 		time.Sleep(pause)
+		pause = min(2*pause, 10*guardPause)
 	}
+	return nil
 }
 
 // settle reports whether every thread that was let out has been seen outside of a
@@ -227,11 +247,10 @@ func (r *restorer) letOut(pid int, wanted *affinity.Set) (found int) {
 		if err != nil || st.start < r.began {
 			continue // confined by somebody else
 		}
-		if affinity.Apply(int32(tid), wanted) != 0 {
+		if !r.restore(int32(tid), wanted) {
 			continue
 		}
 		if now, err := affinity.Get(tid); err == nil && now != r.confined {
-			r.unsettled[int32(tid)] = st
 			found++
 		}
 	}
