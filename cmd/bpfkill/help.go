@@ -13,6 +13,7 @@ const helpHead = `Kill processes so that nobody who was asleep runs because of i
 
 Usage:
   bpfkill --target REGEX [flags]
+  bpfkill watch --target REGEX [flags]   show who wakes whom; kills nobody
 
 Values of one flag widen the selection, different flags narrow it. Never killed:
 bpfkill and its ancestors, kernel threads, the init of any pid namespace.

@@ -15,18 +15,25 @@ func main() {
 	if window.IsGuardian() {
 		os.Exit(window.Guard())
 	}
-	err := run(context.Background(), os.Args[1:], os.Stdout, os.Stderr, kill)
+	err := run(context.Background(), os.Args[1:], os.Stdout, os.Stderr, commands{kill, watch})
 	os.Exit(exitStatus(err, os.Stderr))
 }
 
-// killFunc carries out what the options ask for. The report goes to stdout,
-// notes and progress to stderr. An error returned after the first signal must
-// be an [exitError].
-type killFunc func(ctx context.Context, o *options, stdout, stderr io.Writer) error
+// commands are what the tool does. Results go to stdout, notes and progress to
+// stderr.
+type commands struct {
+	// kill carries out what the options ask for. An error returned after the
+	// first signal must be an [exitError].
+	kill  func(ctx context.Context, o *options, stdout, stderr io.Writer) error
+	watch func(ctx context.Context, o *watchOptions, stdout, stderr io.Writer) error
+}
 
-// run is the whole command but for the exit. It does not touch the system
-// before kill.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer, kill killFunc) error {
+// run is the whole tool but for the exit. It does not touch the system before
+// it calls a command.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer, c commands) error {
+	if len(args) > 0 && args[0] == "watch" {
+		return runWatch(ctx, args[1:], stdout, stderr, c.watch)
+	}
 	o, err := parseOptions(args)
 	if err != nil {
 		return err
@@ -44,5 +51,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, kill kill
 			fmt.Fprintln(stderr, "bpfkill: warning:", w)
 		}
 	}
-	return kill(ctx, o, stdout, stderr)
+	return c.kill(ctx, o, stdout, stderr)
+}
+
+func runWatch(ctx context.Context, args []string, stdout, stderr io.Writer,
+	watch func(context.Context, *watchOptions, io.Writer, io.Writer) error) error {
+	o, err := parseWatchOptions(args)
+	if err != nil {
+		return err
+	}
+	if o.help {
+		_, err := io.WriteString(stdout, watchHelpText())
+		return err
+	}
+	return watch(ctx, o, stdout, stderr)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"strconv"
 	"strings"
 	"time"
@@ -49,34 +48,13 @@ type options struct {
 // flagValues are the flags as pflag parses them, before they are checked.
 type flagValues struct {
 	options
-	target                                     target.Options
-	olderSeconds                               uint32
+	selection
 	dependentsName, bystandersName, formatName string
 }
 
 // flags declares every flag, in the groups of the help text.
 func (v *flagValues) flags() (selection, kill, output *pflag.FlagSet) {
-	newSet := func(name string) *pflag.FlagSet {
-		set := pflag.NewFlagSet(name, pflag.ContinueOnError)
-		set.SortFlags = false
-		return set
-	}
-	// Values are split at commas by the selection itself: pflag's own slices
-	// take an empty value for no value, and would widen the selection.
-	s := newSet("selection")
-	s.StringArrayVar(&v.target.Names, "target", nil, "name matches `REGEX` (POSIX extended; repeatable)")
-	s.BoolVarP(&v.target.Exact, "exact", "x", false, "--target must match the whole name")
-	s.BoolVarP(&v.target.Full, "full", "f", false, "--target matches command lines (pages targets in)")
-	s.StringArrayVarP(&v.target.PIDs, "pid", "p", nil, "process id is one of `PID,...`")
-	s.StringArrayVarP(&v.target.EUIDs, "euid", "u", nil, "effective user is one of `USER,...`, names or numbers")
-	s.StringArrayVarP(&v.target.UIDs, "uid", "U", nil, "real user is one of `USER,...`, names or numbers")
-	s.StringArrayVarP(&v.target.Parents, "parent", "P", nil, "parent is one of `PID,...`")
-	s.StringArrayVarP(&v.target.PGroups, "pgroup", "g", nil, "process group is one of `PGID,...` (0: bpfkill's own)")
-	s.StringArrayVarP(&v.target.Sessions, "session", "s", nil, "session is one of `SID,...` (0: bpfkill's own)")
-	s.StringArrayVar(&v.target.Cgroups, "cgroup", nil, "in the cgroup v2 `PATH` or below it (repeatable)")
-	s.Uint32Var(&v.olderSeconds, "older", 0, "started at least `SECONDS` ago")
-
-	k := newSet("kill")
+	k := newFlagSet("kill")
 	k.StringVar(&v.dependentsName, "dependents", "descendants", "`WHO` dies too, of those that the kill would wake:\ndescendants (of a target; default), all, none")
 	k.StringVar(&v.bystandersName, "bystanders", "wake", "`HOW` the rest of those are treated: wake (default)")
 	k.StringArrayVar(&v.target.Protect, "protect", nil, "never kill those whose name matches `REGEX` (repeatable)")
@@ -86,20 +64,19 @@ func (v *flagValues) flags() (selection, kill, output *pflag.FlagSet) {
 	k.DurationVar(&v.timeout, "timeout", 10*time.Second, "wait `TIME` for processes to exit (default 10s)")
 	k.BoolVarP(&v.dryRun, "dry-run", "n", false, "print the plan and signal nobody")
 
-	o := newSet("output")
+	o := newFlagSet("output")
 	o.StringVar(&v.formatName, "output", "text", "write the report as `FMT`: text (default), json, dot")
 	o.BoolVarP(&v.quiet, "quiet", "q", false, "no text report, notes or progress; errors stay")
 	o.BoolVarP(&v.verbose, "verbose", "v", false, "a row for each process; verifier logs")
 	o.BoolVarP(&v.version, "version", "V", false, "print the version and exit")
 	o.BoolVarP(&v.help, "help", "h", false, "print this text and exit")
-	return s, k, o
+	return v.selection.flags(), k, o
 }
 
 // parseOptions checks args. Every error is a usage error that names the flag.
 func parseOptions(args []string) (*options, error) {
-	v := flagValues{target: target.Options{LookupUser: target.LookupUser}}
-	all := pflag.NewFlagSet("bpfkill", pflag.ContinueOnError)
-	all.Usage = func() {} // an error is one line
+	var v flagValues
+	all := newFlagSet("bpfkill")
 	selection, kill, output := v.flags()
 	for _, set := range []*pflag.FlagSet{selection, kill, output} {
 		all.AddFlagSet(set)
@@ -111,24 +88,14 @@ func parseOptions(args []string) (*options, error) {
 		return &v.options, nil
 	}
 	if all.NArg() > 0 {
-		return nil, unexpectedArgument(all.Arg(0))
+		return nil, unexpectedArgument("bpfkill", all.Arg(0))
 	}
-	if all.Changed("older") && v.olderSeconds == 0 {
-		return nil, usageErrorf(`invalid argument "0" for --older: every process is older than that`)
-	}
-	v.target.OlderThan = time.Duration(v.olderSeconds) * time.Second
 	if err := v.check(); err != nil {
 		return nil, err
 	}
-	selector, err := target.Compile(v.target)
-	if errors.Is(err, target.ErrNothingSelected) {
-		return nil, usageErrorf("%w; usage: bpfkill --target REGEX [flags]", err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	v.selector = selector
-	return &v.options, nil
+	var err error
+	v.selector, err = v.compile(all, "bpfkill")
+	return &v.options, err
 }
 
 // check turns the enumerated flags into what they mean.
@@ -178,7 +145,7 @@ func badChoice(flag, value, choices string) error {
 }
 
 // unexpectedArgument says how to select what a bare argument was meant to.
-func unexpectedArgument(arg string) error {
+func unexpectedArgument(command, arg string) error {
 	flag := "--target"
 	if _, err := strconv.ParseUint(arg, 10, 31); err == nil {
 		flag = "--pid"
@@ -189,5 +156,5 @@ func unexpectedArgument(arg string) error {
 	}) {
 		quoted = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
 	}
-	return usageErrorf("unexpected argument %q: selection is by flag: bpfkill %s %s", arg, flag, quoted)
+	return usageErrorf("unexpected argument %q: selection is by flag: %s %s %s", arg, command, flag, quoted)
 }

@@ -20,7 +20,8 @@ import (
 type parsed struct {
 	status         int
 	stdout, stderr string
-	o              *options // nil when the system was not touched
+	o              *options // nil when nothing was to be killed
+	watch          *watchOptions
 }
 
 // runUntilKill runs the command up to the point where it would touch the system.
@@ -31,7 +32,11 @@ func runUntilKill(killErr error, args ...string) parsed {
 		out.o = o
 		return killErr
 	}
-	err := run(context.Background(), args, &stdout, &stderr, kill)
+	watch := func(_ context.Context, o *watchOptions, _, _ io.Writer) error {
+		out.watch = o
+		return killErr
+	}
+	err := run(context.Background(), args, &stdout, &stderr, commands{kill, watch})
 	out.status = exitStatus(err, &stderr)
 	out.stdout, out.stderr = stdout.String(), stderr.String()
 	return out
@@ -51,8 +56,16 @@ func TestUsageErrors(t *testing.T) {
 		{"--target smtpserver router", `unexpected argument "router"`},
 		{"812", "selection is by flag: bpfkill --pid 812"},
 		{"a|b", "bpfkill --target 'a|b'"},
-		{"watch", `unexpected argument "watch"`},
-		{"doctor --target x", `unexpected argument "doctor"`},
+		{"watch", "no process selected: give at least one of --target"},
+		{"watch", "usage: bpfkill watch --target REGEX [flags]"},
+		{"watch smtpserver", "selection is by flag: bpfkill watch --target smtpserver"},
+		{"watch 812", "selection is by flag: bpfkill watch --pid 812"},
+		{"watch --target a --duration 0", `"0s" for --duration: must be positive`},
+		{"watch --target a --duration 3", `"3" for "--duration"`},
+		{"watch --target a --output dot", `"dot" for --output: must be one of text, json`},
+		{"watch --target a --engine loop", "unknown flag: --engine"},
+		{"watch --target a --older 0", `"0" for --older`},
+		{"--target a watch", `unexpected argument "watch"`},
 		{"--target a(", `"a(" for --target`},
 		{"--target ''", `"" for --target`},
 		{"--target", "flag needs an argument: --target"},
@@ -105,7 +118,7 @@ func TestUsageErrors(t *testing.T) {
 		if strings.Count(got.stderr, "\n") != 1 || got.stdout != "" {
 			t.Errorf("%q: stderr %q and stdout %q, want one line on stderr", tt.args, got.stderr, got.stdout)
 		}
-		if got.o != nil {
+		if got.o != nil || got.watch != nil {
 			t.Errorf("%q: the system was touched", tt.args)
 		}
 	}
@@ -130,6 +143,9 @@ func TestOptions(t *testing.T) {
 		}
 		if tt.want.timeout == 0 {
 			tt.want.timeout = 10 * time.Second
+		}
+		if tt.want.corral == "" {
+			tt.want.corral = corralAuto
 		}
 		tt.want.bystanders = "wake"
 		got := runUntilKill(nil, append([]string{"--target", "smtpserver"}, tt.args...)...)
@@ -179,17 +195,31 @@ func TestWarningsAreForPeople(t *testing.T) {
 	}
 }
 
-func TestHelp(t *testing.T) {
-	for _, args := range [][]string{{"-h"}, {"--help"}, {"--help", "bare", "--target", "("}} {
-		got := runUntilKill(nil, args...)
-		if got.status != exitGone || got.stderr != "" || got.o != nil {
-			t.Errorf("%q: %+v", args, got)
+func TestWatchOptions(t *testing.T) {
+	for _, tt := range []struct {
+		args []string
+		want watchOptions
+	}{
+		{nil, watchOptions{}},
+		{[]string{"--duration", "90s", "--output=json", "-v"}, watchOptions{duration: 90 * time.Second, json: true, verbose: true}},
+		{[]string{"--output", "text"}, watchOptions{}},
+	} {
+		got := runUntilKill(nil, append([]string{"watch", "--target", "smtpserver"}, tt.args...)...)
+		if got.watch == nil || got.o != nil || got.status != exitGone || got.stderr != "" || got.watch.selector == nil {
+			t.Errorf("%q: %+v", tt.args, got)
+			continue
+		}
+		got.watch.selector = nil
+		if *got.watch != tt.want {
+			t.Errorf("%q: options %+v, want %+v", tt.args, *got.watch, tt.want)
 		}
 	}
-	help := runUntilKill(nil, "--help").stdout
-	var v flagValues
-	selection, kill, output := v.flags()
-	for _, set := range []*pflag.FlagSet{selection, kill, output} {
+}
+
+// helpNames checks that a help text is complete and not too wide.
+func helpNames(t *testing.T, help string, sets ...*pflag.FlagSet) {
+	t.Helper()
+	for _, set := range sets {
 		set.VisitAll(func(f *pflag.Flag) {
 			if !strings.Contains(help, "--"+f.Name+" ") {
 				t.Errorf("--%s is not in the help text", f.Name)
@@ -201,7 +231,30 @@ func TestHelp(t *testing.T) {
 			t.Errorf("wider than a terminal: %q", line)
 		}
 	}
-	for _, later := range []string{"watch", "doctor", "park"} {
+}
+
+func TestWatchHelp(t *testing.T) {
+	got := runUntilKill(nil, "watch", "--help", "bare")
+	if got.status != exitGone || got.stderr != "" || got.watch != nil {
+		t.Errorf("%+v", got)
+	}
+	var v watchFlags
+	selection, watch := v.flags()
+	helpNames(t, got.stdout, selection, watch)
+}
+
+func TestHelp(t *testing.T) {
+	for _, args := range [][]string{{"-h"}, {"--help"}, {"--help", "bare", "--target", "("}} {
+		got := runUntilKill(nil, args...)
+		if got.status != exitGone || got.stderr != "" || got.o != nil {
+			t.Errorf("%q: %+v", args, got)
+		}
+	}
+	help := runUntilKill(nil, "--help").stdout
+	var v flagValues
+	selection, kill, output := v.flags()
+	helpNames(t, help, selection, kill, output)
+	for _, later := range []string{"doctor", "park"} {
 		if strings.Contains(help, later) {
 			t.Errorf("the help text offers %s, which does not exist yet", later)
 		}
