@@ -39,7 +39,7 @@ PREFIX ?= /usr/local
 GO     ?= go
 
 # Four kernels, two at a time; each boot has its own limit.
-VMTEST_TIMEOUT ?= 60m
+VMTEST_TIMEOUT ?= 75m
 TEST_TIMEOUT   ?= 20m
 
 INCIDENT_RUNS       ?= 5

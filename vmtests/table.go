@@ -19,9 +19,9 @@ var programs = []testPackage{
 	// That the processes' own word can be trusted on this kernel. The rest of
 	// storm's tests are about storm, not about kernels.
 	{path: "./internal/storm", args: []string{"-test.run=TestMarksTellWhoWoke|TestKernelWakes|TestSwapOut"}, timeout: 10 * time.Minute},
-	{path: "./internal/window", timeout: 10 * time.Minute},
-	{path: "./internal/loader", timeout: 10 * time.Minute, feelsFault: "TestTripwireKillsWhoWakes"},
-	{path: "./cmd/bpfkill", timeout: 20 * time.Minute},
+	{path: "./internal/window", timeout: 20 * time.Minute},
+	{path: "./internal/loader", timeout: 15 * time.Minute, feelsFault: "TestTripwireKillsWhoWakes"},
+	{path: "./cmd/bpfkill", timeout: 30 * time.Minute},
 }
 
 // onRequest runs only where VMTEST_PACKAGES names it: it wants 3 GiB.
