@@ -23,19 +23,22 @@ type textRange struct {
 
 // functionRanges returns the functions whose names, without .isra.0, .cold and
 // the like, are wanted, ascending by address: several where there are several
-// of one name, none where it was inlined everywhere. It reads all of
-// /proc/kallsyms, a hundred thousand lines, which takes tens of milliseconds:
-// modules come last.
-func functionRanges(wanted func(name []byte) bool) ([]textRange, error) {
+// of one name, none where it was inlined everywhere. It reads /proc/kallsyms, a
+// hundred thousand lines, which takes tens of milliseconds. The kernel's data
+// and the modules come last: they are left out where enough was found before.
+func functionRanges(wanted func(name []byte) bool, enough func([]textRange) bool) ([]textRange, error) {
 	f, err := os.Open("/proc/kallsyms")
 	if err != nil {
 		return nil, fmt.Errorf("read kernel symbols: %w", err)
 	}
 	defer f.Close()
-	return findRanges(f, wanted)
+	return findRanges(f, wanted, enough)
 }
 
-func findRanges(r io.Reader, wanted func(name []byte) bool) ([]textRange, error) {
+// endOfText comes after the kernel's own functions.
+const endOfText = "_etext"
+
+func findRanges(r io.Reader, wanted func(name []byte) bool, enough func([]textRange) bool) ([]textRange, error) {
 	var found []textRange
 	open := 0 // the kernel's own symbols ascend: found[open:] wait for the next
 	// A module's do not, and a module is short.
@@ -71,7 +74,7 @@ func findRanges(r io.Reader, wanted func(name []byte) bool) ([]textRange, error)
 			hidden = hidden || s.addr == 0
 			found = append(found, textRange{start: s.addr, name: string(name)})
 		}
-		return !hidden
+		return !hidden && (string(s.name) != endOfText || !enough(found))
 	})
 	closeModule()
 	switch {

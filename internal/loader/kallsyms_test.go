@@ -2,6 +2,7 @@ package loader
 
 import (
 	"errors"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -19,6 +20,8 @@ ffffffff81000200 T alias_of_first
 ffffffff81000300 t second.isra.0
 ffffffff81000380 t second.part.0.constprop.1
 ffffffff81000400 T last
+ffffffff81000500 T _etext
+ffffffff81000600 D data
 ffffffffc0001000 t in_module	[mod]
 ffffffffc0000000 t lower_in_module	[mod]
 ffffffffc0000100 t second	[mod]
@@ -32,7 +35,7 @@ func TestFindRanges(t *testing.T) {
 		want        []textRange
 		err         error
 	}{
-		{"one", symbols, []string{"last"}, []textRange{{0xffffffff81000400, 0, "last"}}, nil},
+		{"one", symbols, []string{"last"}, []textRange{{0xffffffff81000400, 0xffffffff81000500, "last"}}, nil},
 		{"with what was split off", symbols, []string{"first"}, []textRange{
 			{0xffffffff81000100, 0xffffffff81000180, "first"}, {0xffffffff81000200, 0xffffffff81000300, "first"}}, nil},
 		{"two of one name, one of them a module's", symbols, []string{"second"}, []textRange{
@@ -46,13 +49,34 @@ func TestFindRanges(t *testing.T) {
 	} {
 		got, err := findRanges(strings.NewReader(test.input), func(name []byte) bool {
 			return slices.Contains(test.names, string(name))
-		})
+		}, never)
 		if !errors.Is(err, test.err) || !slices.Equal(got, test.want) {
 			t.Errorf("%s: %x, %v; want %x, %v", test.name, got, err, test.want, test.err)
 		}
 	}
-	if _, err := findRanges(strings.NewReader("xyz T first\n"), func([]byte) bool { return true }); err == nil {
+	if _, err := findRanges(strings.NewReader("xyz T first\n"), func([]byte) bool { return true }, never); err == nil {
 		t.Error("no error for an address that is no number")
+	}
+}
+
+func never([]textRange) bool { return false }
+
+// endless is a stream that must not be read further than needed.
+type endless struct{ t *testing.T }
+
+func (e endless) Read([]byte) (int, error) {
+	e.t.Error("read on although all was found that modules might have")
+	return 0, io.EOF
+}
+
+func TestFindRangesStopsEarly(t *testing.T) {
+	text, _, _ := strings.Cut(symbols, "ffffffff81000600")
+	second := func(name []byte) bool { return string(name) == "second" }
+	got, err := findRanges(io.MultiReader(strings.NewReader(text), endless{t}), second, func(found []textRange) bool {
+		return len(found) == 2
+	})
+	if err != nil || len(got) != 2 || got[1].end != 0xffffffff81000400 {
+		t.Errorf("%x, %v", got, err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
@@ -151,11 +152,20 @@ func landmarkTable() ([]observeLandmark, error) {
 			marks[n] |= mark
 		}
 	}
-	text, err := functionRanges(func(name []byte) bool { _, ok := marks[string(name)]; return ok })
+	text, err := functionRanges(func(name []byte) bool { _, ok := marks[string(name)]; return ok }, modulesBuiltIn)
 	if err != nil {
 		return nil, err
 	}
 	return layOut(text, marks)
+}
+
+// modulesBuiltIn reports whether a kernel's own text has what may be in modules:
+// AF_UNIX and IPv6.
+func modulesBuiltIn(text []textRange) bool {
+	has := func(name string) bool {
+		return slices.ContainsFunc(text, func(t textRange) bool { return t.name == name })
+	}
+	return has("unix_release") && has("tcp_v6_rcv")
 }
 
 // layOut makes the kernel side's table: ascending, without overlaps, and of
