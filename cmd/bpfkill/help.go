@@ -14,6 +14,7 @@ const helpHead = `Kill processes so that nobody who was asleep runs because of i
 Usage:
   bpfkill --target REGEX [flags]
   bpfkill watch --target REGEX [flags]   show who wakes whom; kills nobody
+  bpfkill doctor                         say what works on this machine
 
 Values of one flag widen the selection, different flags narrow it. Never killed:
 bpfkill and its ancestors, kernel threads, the init of any pid namespace.

@@ -15,7 +15,10 @@ func main() {
 	if window.IsGuardian() {
 		os.Exit(window.Guard())
 	}
-	err := run(context.Background(), os.Args[1:], os.Stdout, os.Stderr, commands{kill, watch})
+	if isPatient() {
+		os.Exit(lieDown())
+	}
+	err := run(context.Background(), os.Args[1:], os.Stdout, os.Stderr, commands{kill, watch, runDoctor})
 	os.Exit(exitStatus(err, os.Stderr))
 }
 
@@ -24,15 +27,23 @@ func main() {
 type commands struct {
 	// kill carries out what the options ask for. An error returned after the
 	// first signal must be an [exitError].
-	kill  func(ctx context.Context, o *options, stdout, stderr io.Writer) error
-	watch func(ctx context.Context, o *watchOptions, stdout, stderr io.Writer) error
+	kill   func(ctx context.Context, o *options, stdout, stderr io.Writer) error
+	watch  func(ctx context.Context, o *watchOptions, stdout, stderr io.Writer) error
+	doctor func(ctx context.Context, o *doctorOptions, stdout, stderr io.Writer) error
 }
 
 // run is the whole tool but for the exit. It does not touch the system before
 // it calls a command.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer, c commands) error {
-	if len(args) > 0 && args[0] == "watch" {
-		return runWatch(ctx, args[1:], stdout, stderr, c.watch)
+	if len(args) > 0 {
+		switch args[0] {
+		case "watch":
+			o, err := parseWatchOptions(args[1:])
+			return runCommand(ctx, o, err, o != nil && o.help, watchHelpText, c.watch, stdout, stderr)
+		case "doctor":
+			o, err := parseDoctorOptions(args[1:])
+			return runCommand(ctx, o, err, o != nil && o.help, doctorHelpText, c.doctor, stdout, stderr)
+		}
 	}
 	o, err := parseOptions(args)
 	if err != nil {
@@ -54,15 +65,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, c command
 	return c.kill(ctx, o, stdout, stderr)
 }
 
-func runWatch(ctx context.Context, args []string, stdout, stderr io.Writer,
-	watch func(context.Context, *watchOptions, io.Writer, io.Writer) error) error {
-	o, err := parseWatchOptions(args)
+// runCommand is the common part of the commands that have a name: the options
+// are wrong, or ask for help, or are carried out.
+func runCommand[O any](ctx context.Context, o *O, err error, help bool, text func() string,
+	command func(context.Context, *O, io.Writer, io.Writer) error, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if o.help {
-		_, err := io.WriteString(stdout, watchHelpText())
+	if help {
+		_, err := io.WriteString(stdout, text())
 		return err
 	}
-	return watch(ctx, o, stdout, stderr)
+	return command(ctx, o, stdout, stderr)
 }

@@ -98,6 +98,57 @@ func CheckCapabilities() error {
 	return nil
 }
 
+// Capability is one that bpfkill uses.
+type Capability struct {
+	Name, Use    string
+	Needed, Held bool
+}
+
+// useful lists the capabilities that make a kill surer where they are held.
+var useful = []struct {
+	name string
+	cap  int
+	use  string
+}{
+	{"CAP_KILL", unix.CAP_KILL, "to signal processes of other users"},
+	{"CAP_SYS_NICE", unix.CAP_SYS_NICE, "for SCHED_FIFO and the corral"},
+	{"CAP_IPC_LOCK", unix.CAP_IPC_LOCK, "to lock its own memory"},
+	{"CAP_SYS_RESOURCE", unix.CAP_SYS_RESOURCE, "for more descriptors, and to be spared by the OOM killer"},
+	{"CAP_SYS_PTRACE", unix.CAP_SYS_PTRACE, "to take descriptors of other users' processes"},
+}
+
+// Capabilities returns the capabilities that bpfkill uses, and which of them the
+// calling thread holds.
+func Capabilities() ([]Capability, error) {
+	var all []Capability
+	for _, n := range needed {
+		c := Capability{Name: n.name, Use: n.use, Needed: true}
+		for _, number := range n.any {
+			held, err := hasCapability(number)
+			if err != nil {
+				return nil, err
+			}
+			c.Held = c.Held || held
+		}
+		all = append(all, c)
+	}
+	for _, u := range useful {
+		held, err := hasCapability(u.cap)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, Capability{Name: u.name, Use: u.use, Held: held})
+	}
+	return all, nil
+}
+
+// CheckSymbols returns an error where the kernel hides its symbol addresses, or
+// lacks those by which wakes are told apart.
+func CheckSymbols() error {
+	_, err := landmarkTable()
+	return err
+}
+
 // hasCapability reports whether a capability is in the effective set of the
 // calling thread.
 func hasCapability(c int) (bool, error) {
