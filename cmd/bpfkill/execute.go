@@ -61,16 +61,28 @@ func (s *session) execute(ctx context.Context) (status int, err error) {
 	return max(status, s.unseenForks()), nil
 }
 
+// mostNamed is how many of those left are named where no report does.
+const mostNamed = 20
+
 // nameThoseLeft says, where no report does, who survived or was refused.
 func (s *session) nameThoseLeft(out *window.Outcome) {
-	for i := range out.Survivors {
+	for i := range first(out.Survivors, mostNamed) {
 		p := &out.Survivors[i]
 		fmt.Fprintf(s.stderr, "bpfkill: %q, process %d, survived, in state %c\n", p.Comm, p.PID, p.State)
 	}
-	for _, f := range out.Refused {
+	if n := len(out.Survivors) - mostNamed; n > 0 {
+		fmt.Fprintf(s.stderr, "bpfkill: %d more survived; --output json names them\n", n)
+	}
+	for _, f := range first(out.Refused, mostNamed) {
 		fmt.Fprintf(s.stderr, "bpfkill: %q, process %d, could not be signalled: %v\n", f.Process.Comm, f.Process.PID, f.Err)
 	}
+	if n := len(out.Refused) - mostNamed; n > 0 {
+		fmt.Fprintf(s.stderr, "bpfkill: %d more could not be signalled; --output json names them\n", n)
+	}
 }
+
+// first returns the first n of list, or all of a shorter one.
+func first[T any](list []T, n int) []T { return list[:min(n, len(list))] }
 
 // unseenForks says that children may have escaped, where that cannot be ruled
 // out: then not every process of the kill set is known to be gone.

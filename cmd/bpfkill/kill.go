@@ -52,7 +52,7 @@ func (s *session) run(ctx context.Context, stdout io.Writer) (err error) {
 	if s.options.engine == engineBatch && batch != nil {
 		return fmt.Errorf("--engine batch: %w", batch)
 	}
-	if err := s.tools.open(s.dryRun, batch == nil); err != nil {
+	if batch, err = s.open(batch); err != nil {
 		return errors.Join(err, s.tools.close())
 	}
 	defer func() {
@@ -107,8 +107,26 @@ func requirements() error {
 	return loader.Prepare()
 }
 
+// open loads the tools. batch is why the batch engine cannot work, nil if it can
+// as far as is known; open returns what is known afterwards. Where the engine
+// is free, a batch program that this kernel refuses is no reason not to kill.
+func (s *session) open(batch error) (error, error) {
+	err := s.tools.open(s.dryRun, batch == nil)
+	if err == nil || batch != nil || s.dryRun || s.options.engine != engineAuto {
+		return batch, err
+	}
+	closed := s.tools.close()
+	s.tools = tools{newExecutor: s.tools.newExecutor}
+	if again := s.tools.open(s.dryRun, false); again != nil || closed != nil {
+		return batch, errors.Join(err, closed) // it was not for the batch program
+	}
+	s.warn(fmt.Sprintf("no batch engine: %v", err))
+	return err, nil
+}
+
 // tools are the loaded BPF objects. A dry run loads nothing that can signal.
 type tools struct {
+	newExecutor func(loader.ExecutorOptions) (*loader.Executor, error) // nil: loader's
 	snapshotter *loader.Snapshotter
 	executor    *loader.Executor
 	observer    *loader.Observer
@@ -118,7 +136,11 @@ type tools struct {
 // that every process is in the snapshot or was seen by the tracker.
 func (t *tools) open(dryRun, batch bool) (err error) {
 	if !dryRun {
-		if t.executor, err = loader.NewExecutor(loader.ExecutorOptions{Batch: batch}); err != nil {
+		newExecutor := t.newExecutor
+		if newExecutor == nil {
+			newExecutor = loader.NewExecutor
+		}
+		if t.executor, err = newExecutor(loader.ExecutorOptions{Batch: batch}); err != nil {
 			return err
 		}
 		if t.observer, err = loader.NewObserver(t.executor); err != nil {

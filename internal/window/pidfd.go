@@ -3,15 +3,25 @@ package window
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
 
-// spareFDs is how many descriptors the set leaves to the rest of the program:
-// iterators, /proc files, epoll.
+// spareFDs is how many descriptors the set leaves to the rest of the program,
+// beyond those that are open when it is made: iterators, /proc files, epoll.
 const spareFDs = 64
+
+// reservedFDs is what the set must not take: what is open, and spareFDs.
+func reservedFDs() int {
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return 2 * spareFDs
+	}
+	return len(open) + spareFDs
+}
 
 // pidfdSet holds pidfds of processes, up to a limit.
 type pidfdSet struct {
@@ -125,7 +135,8 @@ func raiseFileLimit(n int) int {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
 		return 0
 	}
-	want := uint64(n + 2*spareFDs)
+	reserved := reservedFDs()
+	want := uint64(n + reserved)
 	if lim.Cur < want {
 		raised := lim
 		raised.Cur = want
@@ -138,8 +149,5 @@ func raiseFileLimit(n int) int {
 		}
 		lim = raised
 	}
-	if lim.Cur <= 2*spareFDs {
-		return max(1, int(lim.Cur)/2)
-	}
-	return int(min(lim.Cur, 1<<30)) - spareFDs
+	return max(1, int(min(lim.Cur, 1<<30))-reserved)
 }

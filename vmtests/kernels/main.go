@@ -59,7 +59,10 @@ func run(args []string) error {
 		kernel, err := cache.Load(k)
 		if *update || errors.Is(err, vmtests.ErrNotCached) {
 			how = "fetched"
-			kernel, err = cache.Fetch(ctx, k)
+			if kernel, err = cache.Fetch(ctx, k); err != nil {
+				err = fmt.Errorf("%s is not in %s and cannot be fetched (is there a network? "+
+					"VMTEST_KERNELS=/path/to/bzImage takes a kernel that is there): %w", k, cache.Dir, err)
+			}
 		}
 		if err != nil {
 			return err
