@@ -93,7 +93,7 @@ func runTool(t *testing.T, cmd *exec.Cmd) toolRun {
 // stage starts a storm and waits until everybody sleeps.
 func stage(t *testing.T, topology string, n int) *storm.Storm {
 	t.Helper()
-	s, err := storm.Start(storm.Options{Topology: topology, Processes: n})
+	s, err := storm.Start(t.Context(), storm.Options{Topology: topology, Processes: n})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -64,7 +64,7 @@ func runStorm(args []string, stdin io.Reader, stdout io.Writer) (err error) {
 	// A reader that went away must not end this process before its children.
 	signal.Ignore(syscall.SIGPIPE)
 
-	s, err := storm.Start(set.options())
+	s, err := storm.Start(ctx, set.options())
 	if err != nil {
 		return err
 	}

@@ -269,7 +269,7 @@ func sharedTable() error {
 // stage starts a storm that is asleep when it returns and stopped at the end.
 func stage(t *testing.T, o storm.Options) *storm.Storm {
 	t.Helper()
-	s, err := storm.Start(o)
+	s, err := storm.Start(t.Context(), o)
 	if err != nil {
 		t.Fatal(err)
 	}

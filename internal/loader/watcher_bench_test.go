@@ -21,7 +21,7 @@ import (
 // "watched" is the price for those who are watched themselves.
 func BenchmarkWatch(b *testing.B) {
 	snapshotter(b)
-	s, err := storm.Start(storm.Options{Topology: "sleepers", Processes: 1000})
+	s, err := storm.Start(b.Context(), storm.Options{Topology: "sleepers", Processes: 1000})
 	must(b, err)
 	defer s.Stop()
 	must(b, s.WaitReady(b.Context()))

@@ -14,7 +14,7 @@ func BenchmarkStart(b *testing.B) {
 	var ready, stop time.Duration
 	for b.Loop() {
 		before, began := available(b), time.Now()
-		s, err := Start(Options{Topology: "smtp", Processes: 941})
+		s, err := Start(b.Context(), Options{Topology: "smtp", Processes: 941})
 		if err != nil {
 			b.Fatal(err)
 		}

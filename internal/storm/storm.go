@@ -12,6 +12,7 @@
 package storm
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -82,8 +83,9 @@ type Storm struct {
 }
 
 // Start stages the processes and returns while they settle; see WaitReady.
-// On error nothing is left behind.
-func Start(opts Options) (*Storm, error) {
+// On error, and that is also when ctx ends before all are forked, nothing is
+// left behind.
+func Start(ctx context.Context, opts Options) (*Storm, error) {
 	topology, err := Lookup(opts.Topology)
 	if err != nil {
 		return nil, err
@@ -110,13 +112,13 @@ func Start(opts Options) (*Storm, error) {
 		return nil, fmt.Errorf("read this process's start time: %w", err)
 	}
 	s := &Storm{opts: opts, topology: topology, since: self.start, ownerComm: self.comm, direct: map[int]bool{}}
-	if err := s.stage(); err != nil {
+	if err := s.stage(ctx); err != nil {
 		return nil, errors.Join(err, s.Stop())
 	}
 	return s, nil
 }
 
-func (s *Storm) stage() error {
+func (s *Storm) stage(ctx context.Context) error {
 	var err error
 	if s.arenas, err = newArenas(); err != nil {
 		return err
@@ -143,15 +145,18 @@ func (s *Storm) stage() error {
 		return fmt.Errorf("open /dev/null: %w", err)
 	}
 	defer unix.Close(null)
-	return s.forkAll(b, zero, null)
+	return s.forkAll(ctx, b, zero, null)
 }
 
 // forkAll forks the direct children. Of the pipes that they inherit, each end
 // is open here only from its first user to its last.
-func (s *Storm) forkAll(b *builder, zero uintptr, null int) error {
+func (s *Storm) forkAll(ctx context.Context, b *builder, zero uintptr, null int) error {
 	ends := newPipeEnds(b)
 	defer ends.closeAll()
 	for n, d := range b.direct {
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("%d of %d processes forked: %w", n, len(b.direct), err)
+		}
 		in, err := ends.get(d.in, 0)
 		if err != nil {
 			return err

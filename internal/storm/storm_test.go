@@ -2,7 +2,11 @@ package storm
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -14,7 +18,7 @@ import (
 // start stages a storm and waits until it is ready; the test's end stops it.
 func start(t testing.TB, opts Options) *Storm {
 	t.Helper()
-	s, err := Start(opts)
+	s, err := Start(t.Context(), opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -267,7 +271,7 @@ func TestStartRefuses(t *testing.T) {
 		{"marks in a directory that is not", Options{Topology: "smtp", Processes: 1, Marks: "/nonexistent/marks"}, "create the marks"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			s, err := Start(test.opts)
+			s, err := Start(t.Context(), test.opts)
 			if err == nil {
 				s.Stop()
 				t.Fatal("started")
@@ -281,7 +285,7 @@ func TestStartRefuses(t *testing.T) {
 
 // A member that dies before it is ready must fail the wait, not hang it.
 func TestWaitReadySaysWhoDied(t *testing.T) {
-	s, err := Start(Options{Topology: "sleepers", Processes: 3, MemBytes: 256 << 20})
+	s, err := Start(t.Context(), Options{Topology: "sleepers", Processes: 3, MemBytes: 256 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -300,4 +304,47 @@ func TestSmallestOfEach(t *testing.T) {
 			start(t, Options{Topology: topology.Name, Processes: 1})
 		})
 	}
+}
+
+// TestCancelledWhileForking: whoever is asked to end while thousands are being
+// forked ends then, and takes along those that are there.
+func TestCancelledWhileForking(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	begun := make(chan struct{})
+	go func() { // as soon as there is a first child
+		defer close(begun)
+		for ctx.Err() == nil {
+			if children, err := childrenOf(os.Getpid()); err == nil && len(children) > 0 {
+				cancel()
+			}
+		}
+	}()
+	defer func() { cancel(); <-begun }()
+	s, err := Start(ctx, Options{Topology: "sleepers", Processes: 2000})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("storm %v, error %v; want %v", s != nil, err, context.Canceled)
+		if s != nil {
+			s.Stop()
+		}
+	}
+	if left, err := childrenOf(os.Getpid()); err != nil || len(left) != 0 {
+		t.Errorf("%d children are left, %v", len(left), err)
+	}
+}
+
+// childrenOf reads the children of all threads of a process.
+func childrenOf(pid int) ([]string, error) {
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	if err != nil {
+		return nil, err
+	}
+	var pids []string
+	for _, l := range lists {
+		text, err := os.ReadFile(l)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		pids = append(pids, strings.Fields(string(text))...)
+	}
+	return pids, nil
 }

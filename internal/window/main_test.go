@@ -111,7 +111,7 @@ func options(e Engine, known []waitgraph.Process) Options {
 // stage starts a storm that is asleep when it returns and stopped at the end.
 func stage(t *testing.T, topology string, n int) *storm.Storm {
 	t.Helper()
-	s, err := storm.Start(storm.Options{Topology: topology, Processes: n})
+	s, err := storm.Start(t.Context(), storm.Options{Topology: topology, Processes: n})
 	must(t, err)
 	t.Cleanup(func() { must(t, s.Stop()) })
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
