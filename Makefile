@@ -21,6 +21,7 @@
 #   make accuracy   kill every topology and compare who was said to wake with who did (root)
 #                   ACCURACY_RUNS=20 ACCURACY_SIZES=1,10,300   how often, and how large
 #                   ACCURACY_TOPOLOGY=herd                     only one
+#                   ACCURACY_TOGETHER=1                        all topologies side by side, killed at once
 #                   ACCURACY_KERNELS=bookworm,6.12             in guests, instead of on this kernel
 #   make programs   the same with PostgreSQL, nginx, tmux and others (root; installs them)
 #   make generate   compile bpf/ and write internal/loader's generated files
@@ -55,7 +56,7 @@ ARM64_PACKAGES ?= ./vmtests/guest,./internal/storm,./internal/loader
 ACCURACY_RUNS  ?= 3
 ACCURACY_SIZES ?= 1,10,300
 ACCURACY       := ACCURACY_RUNS=$(ACCURACY_RUNS) ACCURACY_SIZES=$(ACCURACY_SIZES) ACCURACY_BUSY=1 \
-	ACCURACY_TOPOLOGY=$(ACCURACY_TOPOLOGY)
+	ACCURACY_TOPOLOGY=$(ACCURACY_TOPOLOGY) ACCURACY_TOGETHER=$(ACCURACY_TOGETHER)
 
 .PHONY: all build generate test lint fmtcheck vet drift unit vmtest vmtest-fault vmtest-arm64 vmtest-scale kernels \
 	incident incident-plot dist distcheck accuracy programs demo bench install setup clean

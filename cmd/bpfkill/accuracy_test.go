@@ -38,16 +38,13 @@ type wokenThrough struct {
 	channel string
 }
 
-// add compares one kill's bystanders. The test process itself is left out: it
-// runs, and so may or may not be asleep when it is told of a child's exit.
-func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report) {
-	name := topology.Channel
-	if topology.Unpredictable != "" {
-		name = topology.Name
-	}
+// add compares one kill's bystanders as far as they belong to one storm. The test
+// process itself is left out: it runs, and so may or may not be asleep when it is
+// told of a child's exit.
+func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report, belongs func(pid int32) bool) {
 	rows := func(channel string) *accuracyRow {
 		if topology.Unpredictable != "" {
-			channel = name
+			channel = topology.Name
 		}
 		if a.rows == nil {
 			a.rows = map[string]*accuracyRow{}
@@ -65,14 +62,14 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report) 
 	predicted, measured := map[wokenThrough]bool{}, map[wokenThrough]bool{}
 	named, woke := map[int32]bool{}, map[int32]bool{}
 	for _, b := range r.Plan.Bystanders {
-		if b.PID != self && !ownAccount(topology, b.PID) {
+		if b.PID != self && belongs(b.PID) && !ownAccount(topology, b.PID) {
 			predicted[wokenThrough{b.PID, b.Channel}] = true
 			named[b.PID] = true
 		}
 	}
 	for _, w := range r.Result.Wakes {
 		key := wokenThrough{w.PID, w.Channel}
-		if w.PID == self || w.Killed || measured[key] || ownAccount(topology, w.PID) {
+		if w.PID == self || w.Killed || measured[key] || !belongs(w.PID) || ownAccount(topology, w.PID) {
 			continue
 		}
 		measured[key], woke[w.PID] = true, true
@@ -104,10 +101,6 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report) 
 func ownAccount(topology *storm.Topology, pid int32) bool {
 	return pid == 1 && topology.Name == "ptrace-tracer"
 }
-
-// inGuests are the topologies of the short form in a virtual machine guest, where
-// each kill takes seconds: one for each of the commonest channels.
-var inGuests = []string{"smtp", "unix-stream", "child", "pidfd", "posix-lock", "pty-master"}
 
 func (a *accuracy) detail(topology *storm.Topology, format string, args ...any) {
 	const most = 40
@@ -176,7 +169,7 @@ func numbers(t *testing.T, variable string, otherwise ...int) []int {
 
 // TestAccuracy kills the targets of every topology and compares who was said to
 // wake with who did. A short form is part of every test run; make accuracy sets
-// ACCURACY_RUNS, ACCURACY_SIZES and ACCURACY_BUSY for the long one.
+// ACCURACY_RUNS, ACCURACY_SIZES, ACCURACY_BUSY and ACCURACY_TOGETHER for the long one.
 func TestAccuracy(t *testing.T) {
 	nstest.Require(t)
 	runs := numbers(t, "ACCURACY_RUNS", 1)[0]
@@ -189,24 +182,25 @@ func TestAccuracy(t *testing.T) {
 	if os.Getenv("ACCURACY_BUSY") == "1" {
 		loads = append(loads, "busy")
 	}
+	together := emulated
+	if s := os.Getenv("ACCURACY_TOGETHER"); s != "" {
+		together = s == "1"
+	}
 	only := os.Getenv("ACCURACY_TOPOLOGY")
+	topologies := choose(func(t *storm.Topology) bool { return only == "" || only == t.Name })
+	if len(topologies) == 0 {
+		t.Fatalf("ACCURACY_TOPOLOGY=%s: no topology of that name can be staged here", only)
+	}
 	var a accuracy
 	for _, load := range loads {
 		t.Run(load, func(t *testing.T) {
 			if load == "busy" {
 				burn(t)
 			}
-			for i := range storm.Topologies {
-				topology := &storm.Topologies[i]
-				if topology.Restless || topology.Supported() != nil || only != "" && only != topology.Name {
-					continue
-				}
-				if emulated && os.Getenv("ACCURACY_RUNS") == "" && !slices.Contains(inGuests, topology.Name) {
-					continue
-				}
-				for _, size := range sizes {
+			for _, size := range sizes {
+				for _, g := range groups(topologies, size, together) {
 					for range runs {
-						measureOne(t, &a, topology, size, load)
+						a.measure(t, g, size, load)
 					}
 				}
 			}
@@ -216,24 +210,37 @@ func TestAccuracy(t *testing.T) {
 	a.check(t)
 }
 
-func measureOne(t *testing.T, a *accuracy, topology *storm.Topology, size int, load string) {
+// measure stages one storm of each topology and kills the targets of all at once.
+func (a *accuracy) measure(t *testing.T, topologies []*storm.Topology, size int, load string) {
 	t.Helper()
-	what := fmt.Sprintf("%s/%d/%s", topology.Name, size, load)
-	s := stage(t, topology.Name, size)
+	storms := stageAll(t, topologies, size)
+	what := fmt.Sprintf("%d/%s", size, load)
 	o := runBpfkill(t, "--target", storm.Target, "--dependents", "none", "--timeout", "2m", "--output", "json")
 	if o.status != exitGone {
-		t.Errorf("%s: exit status %d, stderr %q", what, o.status, o.stderr)
+		t.Errorf("%s %s: exit status %d, stderr %q", names(topologies), what, o.status, o.stderr)
 		return
 	}
 	if lost := o.report.Result.LostEvents; lost != 0 {
-		t.Errorf("%s: %d events lost", what, lost)
+		t.Errorf("%s %s: %d events lost", names(topologies), what, lost)
 	}
-	if emulated && topology.Unpredictable == "" { // elsewhere TestPredictsWhoWakes does it
-		comparePrediction(t, s, topology, &o.report.Plan)
+	home := map[int32]*storm.Storm{}
+	for _, s := range storms {
+		for _, p := range s.Processes() {
+			home[int32(p.PID)] = s
+		}
 	}
-	a.add(topology, what, &o.report)
-	if err := s.Stop(); err != nil {
-		t.Error(err)
+	for i, s := range storms {
+		topology := topologies[i]
+		if emulated && topology.Unpredictable == "" { // elsewhere TestPredictsWhoWakes does it
+			comparePrediction(t, s, topology, &o.report.Plan)
+		}
+		a.add(topology, topology.Name+"/"+what, &o.report, func(pid int32) bool {
+			// Init and other strangers are the first's.
+			return home[pid] == s || home[pid] == nil && i == 0
+		})
+		if err := s.Stop(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

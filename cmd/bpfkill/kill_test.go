@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -51,29 +52,26 @@ func whole(t *storm.Topology) bool {
 }
 
 // TestKillsEveryTopology is the main job: the kill set dies and nobody in it
-// runs; of the others only those run of whom the plan said so.
+// runs; of the others only those run of whom the plan said so. Those that leave
+// somebody TestAccuracy kills as well.
 func TestKillsEveryTopology(t *testing.T) {
 	nstest.Require(t)
-	for _, engine := range engines() {
-		for _, topology := range storm.Topologies {
-			if topology.Restless || topology.Supported() != nil || topology.Unpredictable != "" {
-				continue
-			}
-			// Every kernel has one engine that kills every topology, and the
-			// order of the signals is the plan's, whichever engine it is.
-			second := engine != engines()[0]
-			// Those that leave somebody TestAccuracy kills as well.
-			if (second || emulated) && !whole(&topology) || emulated && second && topology.Name != "smtp" && !topology.Mutual {
-				continue
-			}
+	for i, engine := range engines() {
+		topologies := choose(func(t *storm.Topology) bool { return t.Unpredictable == "" && (i == 0 || whole(t)) })
+		for _, g := range groups(topologies, stormSize(t), emulated) {
 			for _, corral := range []string{corralAuto, corralOff} {
-				if corral == corralOff && (second || emulated && topology.Name != "smtp") {
-					continue
-				}
-				t.Run(engine+"/"+topology.Name+"/corral "+corral, func(t *testing.T) { killTopology(t, &topology, engine, corral) })
+				t.Run(engine+"/"+groupName(g)+"/corral "+corral, func(t *testing.T) { killTopologies(t, g, engine, corral) })
 			}
 		}
 	}
+}
+
+// groupName is the name of a subtest.
+func groupName(g []*storm.Topology) string {
+	if len(g) > 1 {
+		return fmt.Sprintf("%s and %d more", g[0].Name, len(g)-1)
+	}
+	return g[0].Name
 }
 
 // onlyBystandersRan compares the ground truth with the plan, where not everybody
@@ -109,20 +107,25 @@ func exceptParent(bystanders []report.Bystander) []report.Bystander {
 	return slices.DeleteFunc(bystanders, func(b report.Bystander) bool { return int(b.PID) == os.Getpid() })
 }
 
-func killTopology(t *testing.T, topology *storm.Topology, engine, corral string) {
-	s := stage(t, topology.Name, stormSize(t))
+func killTopologies(t *testing.T, topologies []*storm.Topology, engine, corral string) {
+	storms := stageAll(t, topologies, stormSize(t))
 	o := runBpfkill(t, "--target", storm.Target, "--engine", engine, "--corral", corral, "--timeout", "2m", "--output", "json")
 	if o.status != exitGone {
 		t.Fatalf("exit status %d, stderr %q, stdout %s", o.status, o.stderr, o.stdout)
 	}
-	members := len(o.report.Plan.Processes)
-	if whole(topology) {
+	members, mutual := len(o.report.Plan.Processes), false
+	for i, s := range storms {
+		mutual = mutual || topologies[i].Mutual
+		if !whole(topologies[i]) {
+			onlyBystandersRan(t, s, o.report.Plan)
+			continue
+		}
 		allGone(t, s)
-		members = len(s.Processes())
-	} else {
-		onlyBystandersRan(t, s, o.report.Plan)
+		if len(storms) == 1 {
+			members = len(s.Processes())
+		}
 	}
-	checkKill(t, o.report, members, topology.Mutual)
+	checkKill(t, o.report, members, mutual)
 	w := o.report.Result.Window
 	if corral == corralOff && w.Corral.Threads != 0 {
 		t.Errorf("a corral that was not wanted: %+v", w.Corral)

@@ -98,7 +98,7 @@ func TestPrograms(t *testing.T) {
 					t.Fatalf("exit status %d, stderr %q", o.status, o.stderr)
 				}
 				withoutReaper(&o.report)
-				a.add(&storm.Topology{Name: p.name, Channel: "other"}, p.name, &o.report)
+				a.add(&storm.Topology{Name: p.name, Channel: "other"}, p.name, &o.report, func(int32) bool { return true })
 				endSession(t, session)
 			}
 			t.Logf("\n%s", &a)
