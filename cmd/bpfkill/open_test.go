@@ -14,6 +14,9 @@ import (
 // the kernel refuses, and says so; --engine batch does not.
 func TestBatchThatDoesNotLoad(t *testing.T) {
 	nstest.Require(t)
+	if err := loader.Prepare(); err != nil {
+		t.Fatal(err)
+	}
 	refused := errors.New("refused by the verifier")
 	executor := func(o loader.ExecutorOptions) (*loader.Executor, error) {
 		if o.Batch {
