@@ -133,7 +133,9 @@ func killTopologies(t *testing.T, topologies []*storm.Topology, engine, corral s
 	if corral == corralAuto && (w.Corral.Threads < members || w.TargetSwitches+w.ReapSwitches != 0) {
 		t.Errorf("targets ran in the corral: %+v", w)
 	}
-	if w.KillerMinorFaults+w.KillerMajorFaults+w.KillerSwitches != 0 {
+	// An emulated processor's kernel has threads before which SCHED_FIFO gives way
+	// (the stop class, a watchdog); TargetSwitches says that it was no target.
+	if w.KillerMinorFaults+w.KillerMajorFaults != 0 || w.KillerSwitches != 0 && !emulated {
 		t.Errorf("bpfkill was interrupted in its window: %+v", w)
 	}
 }

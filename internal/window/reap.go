@@ -124,7 +124,7 @@ func (r *run) sharedMemory(swapped []*waitgraph.Process, threads []affinity.Thre
 // ready starts the helpers, on every CPU of the killer's own but one. On a machine
 // with one the killer does it all. The memory is locked, so that they take no page
 // faults either.
-func (p *reaper) ready(own affinity.Set, corralCPU int, priority uint32) error {
+func (p *reaper) ready(own affinity.Set, corralCPU int) error {
 	p.cpus = own.Without(corralCPU)
 	helpers := min(p.cpus.Count(), reapers, len(p.fds))
 	if helpers == 0 {
@@ -142,7 +142,7 @@ func (p *reaper) ready(own affinity.Set, corralCPU int, priority uint32) error {
 	p.working.Add(helpers)
 	started := make(chan bool)
 	for range helpers {
-		go p.help(priority, started)
+		go p.help(started)
 	}
 	for range helpers {
 		if <-started {
@@ -152,12 +152,12 @@ func (p *reaper) ready(own affinity.Set, corralCPU int, priority uint32) error {
 	return nil
 }
 
-// help is one helper. Its thread ends with it.
-func (p *reaper) help(priority uint32, started chan<- bool) {
+// help is one helper. It is favoured, but not SCHED_FIFO: no target is where it
+// runs, and others must get on. Its thread ends with it.
+func (p *reaper) help(started chan<- bool) {
 	defer p.working.Done()
 	runtime.LockOSThread()
-	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: priority}
-	ok := affinity.Apply(0, &p.cpus) == 0 && unix.SchedSetAttr(0, &fifo, 0) == nil
+	ok := affinity.Apply(0, &p.cpus) == 0 && unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), -20) == nil
 	started <- ok
 	if !ok {
 		return

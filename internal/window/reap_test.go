@@ -72,6 +72,22 @@ func swappedOut(t *testing.T, n int) []int {
 	return pids
 }
 
+// onSwap counts those with memory on swap: of a few that were busy when they were
+// to be swapped out the kernel may have kept every page.
+func onSwap(t *testing.T, all []waitgraph.Process, pids []int) int {
+	t.Helper()
+	n := 0
+	for _, p := range byPID(all, pids...) {
+		if p.SwapBytes > 0 {
+			n++
+		}
+	}
+	if n < len(pids)*9/10 {
+		t.Fatalf("only %d of %d processes are swapped out", n, len(pids))
+	}
+	return n
+}
+
 // TestDyingReadsNothingFromSwap: 200 swapped-out processes die without a page being
 // read back; each of them would read its own robust list.
 func TestDyingReadsNothingFromSwap(t *testing.T) {
@@ -91,13 +107,14 @@ func TestDyingReadsNothingFromSwap(t *testing.T) {
 			k := newKernel(t)
 			pids := swappedOut(t, n)
 			all := processes(t, k)
+			want := onSwap(t, all, pids)
 			before := swapIns(t)
 			out, err := Run(t.Context(), k, byPID(all, pids...), options(engine, all))
 			must(t, err)
 			requireQuiet(t, out)
 			checkAllGone(t, out, n)
-			if r := out.Window.Reap; r.Swapped != n || r.Reaped != n || len(r.LeftOut) != 0 {
-				t.Errorf("%+v, want %d reaped", r, n)
+			if r := out.Window.Reap; r.Swapped != want || r.Reaped != want || len(r.LeftOut) != 0 {
+				t.Errorf("%+v, want %d reaped", r, want)
 			}
 			if read := swapIns(t) - before; read != 0 {
 				t.Errorf("%d pages were read from swap", read)
@@ -121,7 +138,7 @@ func TestDyingReadsNothingFromSwap(t *testing.T) {
 		} else {
 			t.Logf("%d pages were read from swap without the corral", read)
 		}
-		if r := out.Window.Reap; r.Swapped != n || r.Reaped != 0 {
+		if r := out.Window.Reap; r.Swapped != onSwap(t, all, pids) || r.Reaped != 0 {
 			t.Errorf("%+v: nobody can be reaped early without a corral", r)
 		}
 	})

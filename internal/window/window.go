@@ -341,7 +341,7 @@ func (r *run) confine(s *stance, reaper *reaper) (began uint64) {
 			s.note("no corral", err)
 		} else {
 			priority = c.priority()
-			s.note("early reap by one thread only", reaper.ready(c.own, c.cpu, priority))
+			s.note("early reap by one thread only", reaper.ready(c.own, c.cpu))
 		}
 	}
 	began = clock()
