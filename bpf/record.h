@@ -250,6 +250,15 @@ struct watched {
 	__u8 pad[7];
 };
 
+/* A process that the benchmark looks at, by tgid. Times are bpf_ktime_get_ns(), 0
+ * for not yet. */
+struct timed {
+	__u64 start_ns;
+	__u64 signalled_ns; /* SIGKILL generated */
+	__u64 ran_ns; /* first got a CPU after the first signal to any of them */
+	__u64 gone_ns; /* its last thread left the CPU for good */
+};
+
 /* Who wakes whom, by wake_key. Names are those of the first time. */
 struct contact {
 	__u64 count;
