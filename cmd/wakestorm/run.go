@@ -19,6 +19,7 @@ func (e usageError) Unwrap() error { return e.error }
 const usage = `Usage:
   wakestorm run --topology NAME --processes N [flags]   stage processes that wait on each other
   wakestorm list                                        the topologies there are
+  wakestorm bench [flags]                               kills, by bpfkill and by others, beside each other (root)
   wakestorm plot --results FILE [--document FILE.md] [--picture NAME [--kernel RELEASE]]
                                                         tables and picture of staged incidents
 
@@ -27,13 +28,15 @@ another when it ends: how many were alive then, and how many had run user code
 after being woken. It ends on SIGTERM, SIGINT, SIGQUIT or SIGHUP and takes its processes with it;
 after a SIGKILL they stay, unless --die-with-parent is given.
 
-Flags of run:
+bench stages sleeping processes in a pid namespace of its own and kills them: each strategy in
+turns, all timed by the kernel's clock. It prints a table of medians, and which bars they reach.
+
 `
 
 // run is the whole command; main turns its error into an exit status.
 func run(args []string, stdin io.Reader, stdout io.Writer) error {
 	if len(args) == 0 {
-		return usageError{errors.New("what to do? run, list or plot; see wakestorm --help")}
+		return usageError{errors.New("what to do? run, list, bench or plot; see wakestorm --help")}
 	}
 	switch args[0] {
 	case "run":
@@ -43,14 +46,17 @@ func run(args []string, stdin io.Reader, stdout io.Writer) error {
 			return usageError{fmt.Errorf("list takes no arguments, not %q", args[1])}
 		}
 		return list(stdout)
+	case "bench":
+		return runBench(args[1:], stdin, stdout)
 	case "plot":
 		return plotIncident(args[1:])
 	case "help", "-h", "--help":
 		flags, _ := newFlags()
-		_, err := fmt.Fprint(stdout, usage, flags.FlagUsages())
+		benchFlags, _ := newBenchFlags()
+		_, err := fmt.Fprint(stdout, usage, "Flags of run:\n", flags.FlagUsages(), "\nFlags of bench:\n", benchFlags.FlagUsages())
 		return err
 	}
-	return usageError{fmt.Errorf("unknown command %q: run, list or plot", args[0])}
+	return usageError{fmt.Errorf("unknown command %q: run, list, bench or plot", args[0])}
 }
 
 func list(w io.Writer) error {
@@ -67,6 +73,7 @@ type settings struct {
 	topology      string
 	processes     int
 	mem           float64 // MiB
+	descriptors   int
 	swapOut       bool
 	marks         string
 	untilEOF      bool
@@ -85,6 +92,7 @@ func newFlags() (*pflag.FlagSet, *settings) {
 	f.StringVar(&s.topology, "topology", "", "who waits on whom; see wakestorm list")
 	f.IntVar(&s.processes, "processes", 0, "how many, in the topology's own unit")
 	f.Float64Var(&s.mem, "mem", 0, "incompressible memory that each process fills, and reads back once woken, in `MiB`")
+	f.IntVar(&s.descriptors, "descriptors", 0, "how many more descriptors each process opens: ends of pipes of its own")
 	f.BoolVar(&s.swapOut, "swap-out", false, "push the sleeping processes' memory out to swap")
 	f.StringVar(&s.marks, "marks", "", "keep the processes' marks in this `file`")
 	f.BoolVar(&s.untilEOF, "until-eof", false, "end at the end of standard input, too")
@@ -114,6 +122,8 @@ func parse(args []string) (*settings, error) {
 		return nil, usageError{fmt.Errorf("--processes %d: at least one is needed", s.processes)}
 	case !(s.mem >= 0 && s.mem <= 1<<20): // NaN is neither
 		return nil, usageError{fmt.Errorf("--mem %v: not a sensible number of MiB for each process", s.mem)}
+	case s.descriptors < 0 || s.descriptors > 1000:
+		return nil, usageError{fmt.Errorf("--descriptors %d: from 0 to 1000", s.descriptors)}
 	case s.forkLimit < 0:
 		return nil, usageError{fmt.Errorf("--fork-limit %d: must not be negative", s.forkLimit)}
 	case s.timeout <= 0:

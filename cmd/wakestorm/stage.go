@@ -94,6 +94,7 @@ func (set *settings) options() storm.Options {
 		Topology:       set.topology,
 		Processes:      set.processes,
 		MemBytes:       int64(set.mem * (1 << 20)),
+		Descriptors:    set.descriptors,
 		Marks:          set.marks,
 		IgnoreChildren: !set.sigchld,
 		RobustList:     set.robustList,

@@ -18,6 +18,7 @@ type Stopwatch struct {
 	coll  *ebpf.Collection
 	links []link.Link
 	procs []waitgraph.KernelIdentity
+	gone  int // procs[:gone] are known to be gone
 }
 
 // NewStopwatch loads and attaches a stopwatch for up to so many processes at a
@@ -62,7 +63,7 @@ func (w *Stopwatch) Reset(procs []waitgraph.KernelIdentity) error {
 			return fmt.Errorf("forget process %d: %w", p.KernelPID, err)
 		}
 	}
-	w.procs = procs
+	w.procs, w.gone = procs, 0
 	for _, p := range procs {
 		if err := m.Update(p.KernelPID, stopwatchTimed{StartNs: p.StartNS}, ebpf.UpdateAny); err != nil {
 			return fmt.Errorf("time process %d: %w", p.KernelPID, err)
@@ -72,6 +73,20 @@ func (w *Stopwatch) Reset(procs []waitgraph.KernelIdentity) error {
 		return fmt.Errorf("reset the stopwatch: %w", err)
 	}
 	return nil
+}
+
+// Gone reports whether all are gone. It is cheap to ask again and again.
+func (w *Stopwatch) Gone() (bool, error) {
+	for ; w.gone < len(w.procs); w.gone++ {
+		var t stopwatchTimed
+		if err := w.coll.Maps[stopwatchMapTimed].Lookup(w.procs[w.gone].KernelPID, &t); err != nil {
+			return false, fmt.Errorf("read the stopwatch: %w", err)
+		}
+		if t.GoneNs == 0 {
+			return false, nil
+		}
+	}
+	return true, nil
 }
 
 // Timing is what happened to one process. Times are nanoseconds on

@@ -101,7 +101,7 @@ func (b *builder) comm(name string) uintptr {
 	return b.comms[name]
 }
 
-// prologue gives a process its name and its memory. A process forks its
+// prologue gives a process its name, its descriptors and its memory. A process forks its
 // children first: memory shared by copy-on-write is nobody's to swap out.
 func (b *builder) prologue(comm string) {
 	b.must(regTemp, unix.SYS_PRCTL, imm(unix.PR_SET_NAME), imm(b.comm(comm)))
@@ -114,6 +114,9 @@ func (b *builder) prologue(comm string) {
 		head := b.scratch + scratchRobust
 		b.store64(imm(head), 0, imm(head))
 		b.must(regTemp, unix.SYS_SET_ROBUST_LIST, imm(head), imm(24))
+	}
+	for n := 0; n < b.opts.Descriptors; n += 2 {
+		b.must(regTemp, unix.SYS_PIPE2, imm(b.scratch+scratchPipe), imm(0))
 	}
 	if n := b.opts.MemBytes; n > 0 {
 		b.must(regMem, unix.SYS_MMAP, imm(0), imm(n), imm(unix.PROT_READ|unix.PROT_WRITE),

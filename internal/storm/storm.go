@@ -31,6 +31,10 @@ type Options struct {
 	// MemBytes is the incompressible private memory that each process fills
 	// before it blocks and reads back after it woke; rounded up to a page.
 	MemBytes int64
+	// Descriptors is how many more descriptors each process opens before it
+	// blocks: both ends of pipes of its own, which nobody waits on. Rounded up to
+	// an even number.
+	Descriptors int
 	// Marks is the file that holds the marks, created or truncated; see
 	// ReadMarks. Empty means memory that only this process can read.
 	Marks string
@@ -95,6 +99,9 @@ func Start(ctx context.Context, opts Options) (*Storm, error) {
 	}
 	if opts.MemBytes < 0 {
 		return nil, fmt.Errorf("%d bytes of memory each: must not be negative", opts.MemBytes)
+	}
+	if opts.Descriptors < 0 {
+		return nil, fmt.Errorf("%d descriptors each: must not be negative", opts.Descriptors)
 	}
 	if err := topology.Supported(); err != nil {
 		return nil, err
