@@ -36,38 +36,47 @@ __attribute__((noinline)) __u64 marks_of(__u64 return_address)
 	return ip >= landmarks[at].start && ip < landmarks[at].end ? landmarks[at].marks : 0;
 }
 
-/*
- * Marks of the functions on the current stack, from the wake outwards as far as
- * the first that has one of the marks in *until*. Returns false when the stack
- * could not be read.
- */
+/* Marks of the functions on the stack in the map, which has so many bytes, as far
+ * as the first that has one of the marks in *until*. A global function, too: the
+ * verifier would walk the whole stack for each way that leads here. */
+__attribute__((noinline)) __u64 marks_of_stack(__u64 size, __u64 until)
+{
+	__u32 zero = 0;
+	__u64 *ips = bpf_map_lookup_elem(&stacks, &zero);
+	__u64 marks, inner = 0, trail = 0;
+	__u64 i;
+
+	if (!ips)
+		return 0;
+	for (i = 0; i < TRAIL_DEPTH; i++) {
+		if (i * sizeof(__u64) >= size)
+			break;
+		marks = marks_of(ips[i]);
+		/* do_notify_pidfd() calls this at its very end, and leaves no trace */
+		if (marks & MARK_EXIT && inner & MARK_QUEUE)
+			marks |= MARK_PIDFD;
+		trail |= marks;
+		if (marks & until)
+			break;
+		inner = marks;
+	}
+	return trail & ~MARK_QUEUE;
+}
+
+/* Marks of the functions on the current stack, from the wake outwards. Returns
+ * false when the stack could not be read. */
 static __always_inline bool read_trail(void *ctx, __u64 until, __u64 *trail)
 {
 	__u32 zero = 0;
 	__u64 *ips = bpf_map_lookup_elem(&stacks, &zero);
-	__u64 marks, inner = 0;
 	long size;
-	int i;
 
 	if (!ips)
 		return false;
 	size = bpf_get_stack(ctx, ips, TRAIL_DEPTH * sizeof(__u64), 0);
 	if (size < 0)
 		return false;
-	*trail = 0;
-	for (i = 0; i < TRAIL_DEPTH; i++) {
-		if (i * (long)sizeof(__u64) >= size)
-			break;
-		marks = marks_of(ips[i]);
-		/* do_notify_pidfd() calls this at its very end, and leaves no trace */
-		if (marks & MARK_EXIT && inner & MARK_QUEUE)
-			marks |= MARK_PIDFD;
-		*trail |= marks;
-		if (marks & until)
-			break;
-		inner = marks;
-	}
-	*trail &= ~MARK_QUEUE;
+	*trail = marks_of_stack(size, until);
 	return true;
 }
 

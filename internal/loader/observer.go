@@ -88,12 +88,26 @@ const connectionsMin = 16 << 10
 // loadObserver loads the programs, without the one that counts swap-ins where
 // the kernel does not let programs attach to its functions.
 func loadObserver(spec *ebpf.CollectionSpec, opts *ebpf.CollectionOptions) (coll *ebpf.Collection, swapIns bool, err error) {
-	if coll, err := ebpf.NewCollectionWithOptions(spec.Copy(), *opts); err == nil {
-		return coll, true, nil
+	swapIns = loadsSwappedIn(spec)
+	if !swapIns {
+		delete(spec.Programs, observeProgSwappedIn)
 	}
-	delete(spec.Programs, observeProgSwappedIn)
 	coll, err = ebpf.NewCollectionWithOptions(spec, *opts)
-	return coll, false, err
+	return coll, swapIns, err
+}
+
+// loadsSwappedIn tries that program alone: loading all of them to find out takes
+// as long as everything else that a kill prepares.
+func loadsSwappedIn(spec *ebpf.CollectionSpec) bool {
+	alone := spec.Copy()
+	alone.Maps[observeMapFollowed].MaxEntries = 1
+	var objs struct {
+		Program *ebpf.Program `ebpf:"swapped_in"`
+	}
+	if err := alone.LoadAndAssign(&objs, collectionOptions()); err != nil {
+		return false
+	}
+	return objs.Program.Close() == nil
 }
 
 // Close detaches and unloads the observer, and reports every error.
