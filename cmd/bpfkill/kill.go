@@ -48,6 +48,9 @@ func (s *session) run(ctx context.Context, stdout io.Writer) (err error) {
 	if err := requirements(); err != nil {
 		return err
 	}
+	if !s.dryRun {
+		loader.ReadAhead()
+	}
 	batch := loader.HaveBatch()
 	if s.options.engine == engineBatch && batch != nil {
 		return fmt.Errorf("--engine batch: %w", batch)
@@ -133,21 +136,31 @@ type tools struct {
 }
 
 // open attaches fork tracker and observer before any snapshot is taken, so
-// that every process is in the snapshot or was seen by the tracker.
-func (t *tools) open(dryRun, batch bool) (err error) {
+// that every process is in the snapshot or was seen by the tracker. The iterators,
+// which attach nothing, are loaded beside them: most of the time goes into loading.
+func (t *tools) open(dryRun, batch bool) error {
+	snapshotter := make(chan error, 1)
+	go func() {
+		var err error
+		t.snapshotter, err = loader.NewSnapshotter(loader.SnapshotOptions{})
+		snapshotter <- err
+	}()
+	var err error
 	if !dryRun {
-		newExecutor := t.newExecutor
-		if newExecutor == nil {
-			newExecutor = loader.NewExecutor
-		}
-		if t.executor, err = newExecutor(loader.ExecutorOptions{Batch: batch}); err != nil {
-			return err
-		}
-		if t.observer, err = loader.NewObserver(t.executor); err != nil {
-			return err
-		}
+		err = t.openKill(batch)
 	}
-	t.snapshotter, err = loader.NewSnapshotter(loader.SnapshotOptions{})
+	return errors.Join(err, <-snapshotter)
+}
+
+func (t *tools) openKill(batch bool) (err error) {
+	newExecutor := t.newExecutor
+	if newExecutor == nil {
+		newExecutor = loader.NewExecutor
+	}
+	if t.executor, err = newExecutor(loader.ExecutorOptions{Batch: batch}); err != nil {
+		return err
+	}
+	t.observer, err = loader.NewObserver(t.executor)
 	return err
 }
 

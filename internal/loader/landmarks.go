@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sync"
 
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
@@ -144,8 +145,15 @@ func (t trail) channel() waitgraph.Channel {
 // landmarksMax is LANDMARKS_MAX of record.h.
 const landmarksMax = 128
 
-// landmarkTable reads where the landmarks are in the running kernel.
-func landmarkTable() ([]observeLandmark, error) {
+// ReadAhead begins to read what [NewObserver] and [NewWatcher] need of the kernel's
+// symbols, beside what the caller does meanwhile: it takes as long as loading an
+// object does.
+func ReadAhead() { go landmarkTable() }
+
+// landmarkTable reads where the landmarks are in the running kernel, once.
+var landmarkTable = sync.OnceValues(readLandmarks)
+
+func readLandmarks() ([]observeLandmark, error) {
 	marks := map[string]trail{irqTextEnd: 0}
 	for mark, names := range landmarks {
 		for _, n := range names {
