@@ -129,23 +129,28 @@ func (e *Executor) Doom(procs []waitgraph.Process) error {
 	if len(procs) > int(m.MaxEntries()) {
 		return fmt.Errorf("doom %d processes: no more than %d fit", len(procs), m.MaxEntries())
 	}
+	if e.HasBatch() {
+		e.batch = newBatchCall(e.coll.Programs[executeProgDeliver].FD(), len(procs))
+	}
 	e.victims = make([]executeVictim, len(procs))
-	slots := make([]uint32, len(procs))
+	if len(procs) == 0 {
+		return nil
+	}
+	slots, tgids := make([]uint32, len(procs)), make([]int32, len(procs))
+	doomed := make([]executeDoomed, len(procs))
 	for i := range procs {
 		p := &procs[i]
-		slots[i] = uint32(i)
+		slots[i], tgids[i] = uint32(i), p.KernelPID
 		e.victims[i] = executeVictim{StartNs: p.StartNS, Tgid: p.KernelPID}
-		if err := m.Update(p.KernelPID, executeDoomed{StartNs: p.StartNS}, ebpf.UpdateAny); err != nil {
-			return fmt.Errorf("doom %v: %w", p, err)
-		}
+		doomed[i] = executeDoomed{StartNs: p.StartNS}
 	}
-	if len(procs) > 0 && e.HasBatch() {
+	if _, err := m.BatchUpdate(tgids, doomed, nil); err != nil {
+		return fmt.Errorf("doom %d processes: %w", len(procs), err)
+	}
+	if e.HasBatch() {
 		if _, err := e.coll.Maps[executeMapVictims].BatchUpdate(slots, e.victims, nil); err != nil {
 			return fmt.Errorf("write the plan: %w", err)
 		}
-	}
-	if e.HasBatch() {
-		e.batch = newBatchCall(e.coll.Programs[executeProgDeliver].FD(), len(procs))
 	}
 	return nil
 }

@@ -34,6 +34,20 @@ func newPidfdSet(limit int) *pidfdSet {
 	return &pidfdSet{fds: make(map[waitgraph.KernelIdentity]int), limit: limit}
 }
 
+// growTable makes room for n descriptors at once. Where there are threads, the
+// kernel waits some 10 ms, until nobody reads the old table, each time that it
+// doubles it. Without room for so many it does nothing.
+func growTable(n int) {
+	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	if err != nil {
+		return
+	}
+	defer unix.Close(fd)
+	if last, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, n-1); err == nil {
+		unix.Close(last)
+	}
+}
+
 // open opens a pidfd for p, and reports false when no descriptor is left. A
 // process that is gone takes none.
 func (s *pidfdSet) open(p *waitgraph.Process) bool {

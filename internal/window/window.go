@@ -136,6 +136,7 @@ func Run(ctx context.Context, k Kernel, procs []waitgraph.Process, o Options) (*
 	r.startGuardian()
 	defer r.dismissGuardian()
 	limit := raiseFileLimit(len(r.victims))
+	growTable(min(len(r.victims), limit) + spareFDs)
 	r.pidfds = newPidfdSet(limit)
 	defer r.pidfds.Close()
 	if err := r.identify(); err != nil {
