@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
 )
 
 // setVariables sets the named constants of an object before it is loaded.
@@ -24,8 +25,12 @@ func setVariables(spec *ebpf.CollectionSpec, values map[string]any) error {
 	return nil
 }
 
+// kernelTypes are the kernel's own BTF, parsed once for all objects: that takes
+// longer than anything else about loading one.
+var kernelTypes = btf.NewCache()
+
 func collectionOptions() *ebpf.CollectionOptions {
-	return &ebpf.CollectionOptions{}
+	return &ebpf.CollectionOptions{Cache: kernelTypes}
 }
 
 // VerifierLog returns the verifier's whole log when err comes from a program

@@ -164,7 +164,7 @@ func hasCapability(c int) (bool, error) {
 // error wrapping [ErrUnsupported] where it has not, and another error where
 // that could not be told.
 func HaveBatch() error {
-	spec, err := btf.LoadKernelSpec()
+	spec, err := kernelTypes.Kernel()
 	if err != nil {
 		return fmt.Errorf("read kernel BTF: %w", err)
 	}
