@@ -29,7 +29,9 @@
 #                   DIST_VERSION=v1.0
 #   make distcheck  builds them from two directories and compares
 #   make lint       the checks of make test that run nothing
-#   make bench      benchmarks
+#   make bench      kills by bpfkill and by others, beside each other: the table of docs/performance.md (root)
+#                   BENCH="--runs 20 --parts kill,start"       see wakestorm --help
+#   make bench-go   the Go benchmarks
 #   make install    PREFIX=/usr/local, DESTDIR=
 #   make setup      say and install what building and testing need (Debian)
 #   make clean      remove bin/ and dist/
@@ -59,7 +61,7 @@ ACCURACY       := ACCURACY_RUNS=$(ACCURACY_RUNS) ACCURACY_SIZES=$(ACCURACY_SIZES
 	ACCURACY_TOPOLOGY=$(ACCURACY_TOPOLOGY) ACCURACY_TOGETHER=$(ACCURACY_TOGETHER)
 
 .PHONY: all build generate test lint fmtcheck vet drift unit vmtest vmtest-fault vmtest-arm64 vmtest-scale kernels \
-	incident incident-plot dist distcheck accuracy programs demo bench install setup clean
+	incident incident-plot dist distcheck accuracy programs demo bench bench-go install setup clean
 
 all: build
 
@@ -141,7 +143,10 @@ incident-plot: build
 demo: build
 	@scripts/demo
 
-bench:
+bench: build
+	bin/wakestorm bench $(BENCH)
+
+bench-go:
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 install: build

@@ -177,12 +177,20 @@ func TestCommandLine(t *testing.T) {
 		stdout string
 		stderr string
 	}{
-		{"", 2, "", "what to do? run, list or plot"},
-		{"start", 2, "", `unknown command "start": run, list or plot`},
+		{"", 2, "", "what to do? run, list, bench or plot"},
+		{"start", 2, "", `unknown command "start": run, list, bench or plot`},
 		{"list", 0, "smtp", ""},
 		{"list all", 2, "", `list takes no arguments, not "all"`},
 		{"--help", 0, "--swap-out", ""},
 		{"run --help", 0, "--until-eof", ""},
+		{"bench --help", 0, "--strategies", ""},
+		{"bench now", 2, "", "bench takes flags only"},
+		{"bench --runs 0", 2, "", "0 runs: at least one"},
+		{"bench --processes 10,0", 2, "", "0 processes: at least one"},
+		{"bench --strategies pkill,prayer", 2, "", `unknown strategy "prayer": one of pkill,`},
+		{"bench --parts all", 2, "", `unknown part "all": one of kill,`},
+		{"bench --output csv", 2, "", `unknown output "csv": one of table,`},
+		{"run --topology smtp --processes 3 --descriptors 1001", 2, "", "--descriptors 1001: from 0 to 1000"},
 		{"run --processes 3", 2, "", "which topology?"},
 		{"run --topology smtp", 2, "", "--processes 0: at least one"},
 		{"run --topology ring --processes 3", 2, "", `unknown topology "ring": one of smtp,`},

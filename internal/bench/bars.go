@@ -74,15 +74,15 @@ func (t *table) windowBars() (out []bar) {
 		out = append(out, bar{"window of bpfkill against kill(-pgid) under SCHED_FIFO", false, 1.25, r, ""})
 	}
 	var per []float64
-	for _, n := range list(t, PartKill, processesOf) {
-		if s := t.of(PartKill, ours, n); len(s) > 0 && n > 1 {
+	for _, n := range list(t, PartSizes, processesOf) {
+		if s := t.of(PartSizes, ours, n); len(s) > 0 {
 			per = append(per, spreadOf(s, windowNS).median/float64(n))
 		}
 	}
 	if len(per) > 1 {
-		out = append(out, bar{"bpfkill's window for each process, the longest size against the shortest", false, 1.5, extent(per), ""})
+		out = append(out, bar{"bpfkill's window by process, 100 to 10,000 of them, the longest against the shortest", false, 1.5, extent(per), ""})
 	}
-	all := t.of(PartKill, ours, 0)
+	all := append(t.of(PartKill, ours, 0), t.of(PartSizes, ours, 0)...)
 	if len(all) > 0 {
 		out = append(out, bar{"targets that ran inside bpfkill's window, the most of all runs", false, 0, spreadOf(all, ran).max, ""})
 		out = append(out, bar{"bpfkill's own report of its window against the stopwatch, the farthest off", false, 1.05, disagreement(all), ""})

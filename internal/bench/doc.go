@@ -14,7 +14,7 @@ import (
 // Options say what to measure.
 type Options struct {
 	Bpfkill    string // the program
-	Processes  []int  // sizes of the set to kill
+	Processes  []int  // sizes of the set that every strategy kills
 	Runs       int    // of each strategy and size
 	Strategies []string
 	Parts      []string
@@ -25,13 +25,14 @@ type Options struct {
 // The parts of the benchmark.
 const (
 	PartKill     = "kill"     // the window, by strategy
+	PartSizes    = "sizes"    // how bpfkill's window grows with the set
 	PartMemory   = "memory"   // until the memory of the killed is free
 	PartSnapshot = "snapshot" // reading processes and their descriptors
 	PartStart    = "start"    // bpfkill --dry-run as a whole
 )
 
 // Parts are all there are, in their order.
-var Parts = []string{PartKill, PartMemory, PartSnapshot, PartStart}
+var Parts = []string{PartKill, PartSizes, PartMemory, PartSnapshot, PartStart}
 
 // Check returns what is wrong with the options.
 func (o *Options) Check() error {
@@ -72,7 +73,7 @@ func Run(o Options, w io.Writer) error {
 	defer l.close()
 	results := writer(&o, w)
 	parts := map[string]func(add func(Sample) error) error{
-		PartKill: l.kills, PartMemory: l.memory, PartSnapshot: l.snapshots, PartStart: l.starts,
+		PartKill: l.kills, PartSizes: l.growth, PartMemory: l.memory, PartSnapshot: l.snapshots, PartStart: l.starts,
 	}
 	for _, part := range Parts {
 		if !slices.Contains(o.Parts, part) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -35,10 +36,7 @@ func newLab(o *Options) (l *lab, err error) {
 	if l.snapshotter, err = loader.NewSnapshotter(loader.SnapshotOptions{}); err != nil {
 		return nil, errors.Join(err, l.close())
 	}
-	most := memoryProcesses
-	for _, n := range o.Processes {
-		most = max(most, n)
-	}
+	most := slices.Max(append(slices.Concat(sizes, o.Processes), memoryProcesses))
 	if l.stopwatch, err = loader.NewStopwatch(most); err != nil {
 		return nil, errors.Join(err, l.close())
 	}
@@ -56,12 +54,16 @@ func (l *lab) close() error {
 	return errors.Join(append(errs, os.RemoveAll(l.dir))...)
 }
 
-// chosen are the strategies that were asked for and can be run here.
-func (l *lab) chosen() (out []*strategy) {
-	for _, name := range l.Strategies {
+// chosen are the strategies of these names that can be run here.
+func (l *lab) chosen(names []string) (out []*strategy) {
+	for _, name := range names {
 		s := find(name)
 		if s.cgroup && l.cgroup == "" {
 			l.say("%s: left out: no cgroup v2 here", name)
+			continue
+		}
+		if err := loader.HaveBatch(); s.batch && err != nil {
+			l.say("%s: left out: %v", name, err)
 			continue
 		}
 		out = append(out, s)
@@ -71,13 +73,26 @@ func (l *lab) chosen() (out []*strategy) {
 
 func (l *lab) say(format string, args ...any) { fmt.Fprintf(l.Progress, format+"\n", args...) }
 
-// kills measures every strategy on every size, in turns: what the machine does
-// meanwhile hits all of them.
+// kills measures every strategy on every size that were asked for.
 func (l *lab) kills(add func(Sample) error) error {
-	chosen := l.chosen()
-	for _, n := range l.Processes {
-		for run := range l.Runs {
-			l.say("%s: %d processes, run %d of %d", PartKill, n, run+1, l.Runs)
+	return l.inTurns(PartKill, l.chosen(l.Strategies), l.Processes, add)
+}
+
+// sizes are those whose windows are compared, process by process.
+var sizes = []int{100, 1000, 10_000}
+
+// growth measures how bpfkill's window grows with the set, and the kernel's own
+// loop beside it.
+func (l *lab) growth(add func(Sample) error) error {
+	return l.inTurns(PartSizes, l.chosen([]string{groupFIFO, ours}), sizes, add)
+}
+
+// inTurns measures each strategy on each size again and again: what the machine
+// does meanwhile hits all of them.
+func (l *lab) inTurns(part string, chosen []*strategy, sizes []int, add func(Sample) error) error {
+	for run := range l.Runs {
+		for _, n := range sizes {
+			l.say("%s: run %d of %d, %d processes", part, run+1, l.Runs, n)
 			for i := range chosen {
 				// Another one is the first in each turn.
 				s := chosen[(i+run)%len(chosen)]
@@ -85,7 +100,7 @@ func (l *lab) kills(add func(Sample) error) error {
 				if err != nil {
 					return fmt.Errorf("%s, %d processes: %w", s.name, n, err)
 				}
-				sample.Part, sample.Run = PartKill, run
+				sample.Part, sample.Run = part, run
 				if err := add(*sample); err != nil {
 					return err
 				}

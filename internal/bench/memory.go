@@ -3,9 +3,9 @@ package bench
 import (
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // The set whose memory is to be freed: 4 GB in all.
@@ -18,7 +18,7 @@ const (
 func (l *lab) memory(add func(Sample) error) error {
 	for run := range l.Runs {
 		l.say("%s: run %d of %d", PartMemory, run+1, l.Runs)
-		chosen := []*strategy{find(pkill), find(ours)}
+		chosen := l.chosen([]string{pkill, ours})
 		for i := range chosen {
 			s := chosen[(i+run)%len(chosen)]
 			sample, err := l.kill(s, shape{processes: memoryProcesses, memMiB: memoryMiB})
@@ -34,24 +34,27 @@ func (l *lab) memory(add func(Sample) error) error {
 	return nil
 }
 
-// memoryWatch looks every millisecond how much memory the machine has free.
+// memoryWatch looks every millisecond how much anonymous memory is mapped on the
+// machine. What is free does not tell: each CPU keeps some hundred MiB of freed
+// pages at hand, which do not count as free.
 type memoryWatch struct {
-	wanted uint64 // bytes free
+	wanted uint64 // bytes, or less
 	stop   chan struct{}
-	done   chan uint64 // when they were, on CLOCK_MONOTONIC
+	done   chan uint64 // when it was so, on CLOCK_MONOTONIC
 }
 
-// watchMemory waits until so many bytes more than now are free, but for what the
-// killer uses itself: 2 %.
+// watchMemory waits until so many bytes less than now are mapped, but for what the
+// killer uses itself, and others take meanwhile: 3 %.
 func watchMemory(bytes int64) (*memoryWatch, error) {
-	free, err := freeMemory()
+	mapped, err := anonymousMemory()
 	if err != nil {
 		return nil, err
 	}
-	w := &memoryWatch{
-		wanted: free + uint64(bytes)*98/100,
-		stop:   make(chan struct{}), done: make(chan uint64, 1),
+	freed := uint64(bytes) * 97 / 100
+	if mapped < freed {
+		return nil, fmt.Errorf("%d bytes are mapped on the machine, fewer than were staged", mapped)
 	}
+	w := &memoryWatch{wanted: mapped - freed, stop: make(chan struct{}), done: make(chan uint64, 1)}
 	go w.run()
 	return w, nil
 }
@@ -60,7 +63,7 @@ func (w *memoryWatch) run() {
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for {
-		if free, err := freeMemory(); err == nil && free >= w.wanted {
+		if mapped, err := anonymousMemory(); err == nil && mapped <= w.wanted {
 			w.done <- monotonicNS()
 			return
 		}
@@ -84,10 +87,15 @@ func (w *memoryWatch) free(began uint64) (uint64, error) {
 
 func (w *memoryWatch) end() { close(w.stop) }
 
-func freeMemory() (uint64, error) {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return 0, fmt.Errorf("sysinfo: %w", err)
+func anonymousMemory() (uint64, error) {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0, err
 	}
-	return uint64(info.Freeram) * uint64(info.Unit), nil
+	_, rest, _ := strings.Cut(string(text), "AnonPages:")
+	var kB uint64
+	if _, err := fmt.Sscanf(rest, "%d kB", &kB); err != nil {
+		return 0, fmt.Errorf("read AnonPages: %w", err)
+	}
+	return kB << 10, nil
 }

@@ -77,6 +77,9 @@ func runKilling(cmd *exec.Cmd) error {
 	case s := <-signals:
 		return errors.Join(fmt.Errorf("ended by signal: %v", s), cmd.Process.Kill(), <-done)
 	case err := <-done:
+		if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+			return errors.New("the benchmark failed, as it says itself")
+		}
 		return err
 	}
 }

@@ -14,6 +14,7 @@ type strategy struct {
 	what    string // for the table's legend
 	bpfkill bool
 	cgroup  bool // needs cgroup.kill
+	batch   bool // needs the batch engine
 	argv    func(*staged) []string
 }
 
@@ -58,7 +59,8 @@ var strategies = []strategy{
 
 func bpfkill(name, engine, corral string) strategy {
 	return strategy{
-		name: name, what: "bpfkill --engine " + engine + " --corral " + corral, bpfkill: true, cgroup: engine == "cgroup",
+		name: name, what: "bpfkill --engine " + engine + " --corral " + corral, bpfkill: true,
+		cgroup: engine == "cgroup", batch: engine == "batch",
 		argv: func(s *staged) []string {
 			return []string{s.bpfkill, "--target", storm.Target, "--engine", engine, "--corral", corral, "--output", "json"}
 		},

@@ -21,7 +21,8 @@ func (t *table) add(s Sample) error {
 
 func (t *table) end() error {
 	machine(t.w)
-	t.kills()
+	t.kills(PartKill)
+	t.kills(PartSizes)
 	t.memory()
 	t.readings(PartSnapshot, "Reading %d processes and their descriptors, ms", "DESCRIPTORS", func(s []Sample) string {
 		return fmt.Sprint(s[0].Descriptors)
@@ -61,14 +62,14 @@ func ms(s spread) string {
 	return fmt.Sprintf("%.2f\t%.2f … %.2f", s.median/1e6, s.min/1e6, s.max/1e6)
 }
 
-func (t *table) kills() {
-	for _, n := range list(t, PartKill, processesOf) {
+func (t *table) kills(part string) {
+	for _, n := range list(t, part, processesOf) {
 		fmt.Fprintf(t.w, "\nKilling %d sleeping processes, %d runs of each in turns, ms: median, and least … most\n\n", n, t.runs)
 		tw := tabwriter.NewWriter(t.w, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(tw, "STRATEGY\tWINDOW\t\tAGAINST BPFKILL\tRAN INSIDE\tGONE AFTER\t\tWHOLE\t\t")
-		us := spreadOf(t.of(PartKill, ours, n), windowNS)
+		us := spreadOf(t.of(part, ours, n), windowNS)
 		for i := range strategies {
-			samples := t.of(PartKill, strategies[i].name, n)
+			samples := t.of(part, strategies[i].name, n)
 			if len(samples) == 0 {
 				continue
 			}
