@@ -116,6 +116,7 @@ const (
 	observeVarLandmarks       = "landmarks"
 	observeVarLostEvents      = "lost_events"
 	observeVarObserving       = "observing"
+	observeVarPreemptible     = "preemptible"
 )
 
 // loadObserve returns the embedded CollectionSpec for observe.
@@ -186,11 +187,12 @@ type observeMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type observeVariableSpecs struct {
-	AnyHangup  *ebpf.VariableSpec `ebpf:"any_hangup"`
-	Following  *ebpf.VariableSpec `ebpf:"following"`
-	Landmarks  *ebpf.VariableSpec `ebpf:"landmarks"`
-	LostEvents *ebpf.VariableSpec `ebpf:"lost_events"`
-	Observing  *ebpf.VariableSpec `ebpf:"observing"`
+	AnyHangup   *ebpf.VariableSpec `ebpf:"any_hangup"`
+	Following   *ebpf.VariableSpec `ebpf:"following"`
+	Landmarks   *ebpf.VariableSpec `ebpf:"landmarks"`
+	LostEvents  *ebpf.VariableSpec `ebpf:"lost_events"`
+	Observing   *ebpf.VariableSpec `ebpf:"observing"`
+	Preemptible *ebpf.VariableSpec `ebpf:"preemptible"`
 }
 
 // observeObjects contains all objects after they have been loaded into the kernel.
@@ -236,11 +238,12 @@ func (m *observeMaps) Close() error {
 //
 // It can be passed to loadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type observeVariables struct {
-	AnyHangup  *ebpf.Variable `ebpf:"any_hangup"`
-	Following  *ebpf.Variable `ebpf:"following"`
-	Landmarks  *ebpf.Variable `ebpf:"landmarks"`
-	LostEvents *ebpf.Variable `ebpf:"lost_events"`
-	Observing  *ebpf.Variable `ebpf:"observing"`
+	AnyHangup   *ebpf.Variable `ebpf:"any_hangup"`
+	Following   *ebpf.Variable `ebpf:"following"`
+	Landmarks   *ebpf.Variable `ebpf:"landmarks"`
+	LostEvents  *ebpf.Variable `ebpf:"lost_events"`
+	Observing   *ebpf.Variable `ebpf:"observing"`
+	Preemptible *ebpf.Variable `ebpf:"preemptible"`
 }
 
 // observePrograms contains all programs after they have been loaded into the kernel.

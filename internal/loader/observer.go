@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -32,7 +33,11 @@ func NewObserver(exec *Executor) (*Observer, error) {
 // stampers are the programs that write down that something happened, the first
 // time: running one twice does no harm.
 var stampers = []string{observeProgSignalGenerate, observeProgSignalDeliver, observeProgProcessExit,
-	observeProgSetSockState, observeProgReturning}
+	observeProgReturning}
+
+// interruptible is a stamper that an interrupt in the middle of it may need as
+// well, on every kernel: software interrupts receive what closes a socket.
+const interruptible = observeProgSetSockState
 
 // counters are the programs that have no second: they run with preemption off.
 var counters = []string{observeProgWaking, observeProgSwitching}
@@ -47,7 +52,7 @@ func newObserver(exec *Executor, wakes uint32) (*Observer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := setVariables(spec, map[string]any{"landmarks": table}); err != nil {
+	if err := setVariables(spec, map[string]any{"landmarks": table, "preemptible": preemptible()}); err != nil {
 		return nil, err
 	}
 	doomed := exec.coll.Maps[executeMapDoomed]
@@ -59,11 +64,12 @@ func newObserver(exec *Executor, wakes uint32) (*Observer, error) {
 	opts := collectionOptions()
 	opts.MapReplacements = map[string]*ebpf.Map{observeMapDoomed: doomed}
 	addSeconds(spec, stampers...)
+	addCopies(spec, interruptible)
 	o := &Observer{exec: exec}
 	if o.coll, o.swapIns, err = loadObserver(spec, opts); err != nil {
 		return nil, fmt.Errorf("load observe programs: %w", err)
 	}
-	for _, name := range append(counters, stampers...) {
+	for _, name := range slices.Concat(counters, stampers, []string{interruptible}) {
 		links, err := attachTracepoint(o.coll, name)
 		o.links = append(o.links, links...)
 		if err != nil {
@@ -204,7 +210,7 @@ func (o *Observer) Collect() (*Observation, error) {
 	}
 	// Not the misses of waking: an interrupt in the middle of it wakes as well,
 	// and would not be counted anyway.
-	missed, err := missedRuns(o.coll, stampers...)
+	missed, err := missedRuns(o.coll, append(stampers[:len(stampers):len(stampers)], interruptible)...)
 	if err != nil {
 		return nil, err
 	}

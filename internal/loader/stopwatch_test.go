@@ -14,7 +14,7 @@ import (
 // stays without a time, and a reset begins anew.
 func TestStopwatch(t *testing.T) {
 	nstest.Require(t)
-	s, err := storm.Start(storm.Options{Topology: "sleepers", Processes: 3})
+	s, err := storm.Start(t.Context(), storm.Options{Topology: "sleepers", Processes: 3})
 	must(t, err)
 	defer s.Stop()
 	must(t, s.WaitReady(t.Context()))

@@ -16,17 +16,28 @@ const preemptibleMajor = 7
 // secondOf names the second copy of a program.
 func secondOf(program string) string { return program + "_second" }
 
+// preemptible reports whether tracepoints are. Without a release that can be read
+// they are taken not to be.
+func preemptible() bool {
+	release, err := Kernel()
+	if err != nil {
+		return false
+	}
+	var major int
+	_, err = fmt.Sscanf(release, "%d.", &major)
+	return err == nil && major >= preemptibleMajor
+}
+
 // addSeconds gives programs a second copy, where tracepoints are preemptible.
 // Running both must do no harm.
 func addSeconds(spec *ebpf.CollectionSpec, programs ...string) {
-	release, err := Kernel()
-	if err != nil {
-		return
+	if preemptible() {
+		addCopies(spec, programs...)
 	}
-	var major int
-	if _, err := fmt.Sscanf(release, "%d.", &major); err != nil || major < preemptibleMajor {
-		return
-	}
+}
+
+// addCopies gives programs a second copy.
+func addCopies(spec *ebpf.CollectionSpec, programs ...string) {
 	for _, name := range programs {
 		spec.Programs[secondOf(name)] = spec.Programs[name].Copy()
 	}
