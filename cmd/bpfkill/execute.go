@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -52,6 +54,9 @@ func (s *session) execute(ctx context.Context) (status int, err error) {
 	if err != nil {
 		s.warn(err.Error())
 	}
+	if err := s.linger(ctx); err != nil {
+		s.warn(err.Error())
+	}
 	if err := s.measure(out, before); err != nil {
 		return 0, &exitError{status, err}
 	}
@@ -59,6 +64,33 @@ func (s *session) execute(ctx context.Context) (status int, err error) {
 		s.nameThoseLeft(out)
 	}
 	return max(status, s.unseenForks()), nil
+}
+
+// lingerLimit bounds the wait for wakes that others cause than the killed.
+const lingerLimit = 500 * time.Millisecond
+
+// linger waits for wakes that come later than the last exit: those whom the kill
+// wakes may wake others before they sleep again, or die of it, and on a busy
+// machine they take their time. Where the plan names nobody of that kind there is
+// nothing to wait for.
+func (s *session) linger(ctx context.Context) error {
+	awaited := make(map[waitgraph.KernelIdentity]bool)
+	for _, b := range s.plan.Bystanders {
+		if b.Indirect {
+			awaited[s.graph.Processes[b.Waiter].KernelIdentity()] = true
+		}
+	}
+	for deadline := time.Now().Add(lingerLimit); len(awaited) > 0 && time.Now().Before(deadline) && ctx.Err() == nil; {
+		woken, err := s.tools.observer.Woken()
+		if err != nil {
+			return err
+		}
+		maps.DeleteFunc(awaited, func(k waitgraph.KernelIdentity, _ bool) bool { return woken[k] })
+		if len(awaited) > 0 {
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	return nil
 }
 
 // mostNamed is how many of those left are named where no report does.

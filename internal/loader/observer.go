@@ -224,6 +224,19 @@ func (o *Observer) Collect() (*Observation, error) {
 	return obs, nil
 }
 
+// Woken says who has been woken so far, while the observer records.
+func (o *Observer) Woken() (map[waitgraph.KernelIdentity]bool, error) {
+	counted, err := readMap[observeWakeKey, observeWake](o.coll.Maps[observeMapWakes])
+	if err != nil {
+		return nil, fmt.Errorf("read wakes: %w", err)
+	}
+	woken := make(map[waitgraph.KernelIdentity]bool, len(counted))
+	for k := range counted {
+		woken[waitgraph.KernelIdentity{KernelPID: k.Wakee, StartNS: k.WakeeStartNs}] = true
+	}
+	return woken, nil
+}
+
 // wakes names the channels and merges the trails that lead to the same one.
 func (o *Observer) wakes() ([]Wake, error) {
 	counted, err := readMap[observeWakeKey, observeWake](o.coll.Maps[observeMapWakes])
