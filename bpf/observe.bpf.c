@@ -11,7 +11,6 @@
 #include "task.h"
 #include "trail.h"
 #include "hangup.h"
-#include "preempt.h"
 
 __u64 observing = 0;
 __u64 lost_events = 0;
@@ -40,63 +39,42 @@ static __always_inline struct doomed *find_doomed(struct task_struct *task)
 	return d && d->start_ns == group_start_ns(task) ? d : 0;
 }
 
-static __always_inline void stamp_generated(int sig, struct task_struct *task)
-{
-	struct doomed *d;
-
-	if (!observing || sig != SIGKILL)
-		return;
-	d = find_doomed(task);
-	if (d && !d->generated_ns)
-		d->generated_ns = bpf_ktime_get_ns();
-}
-
 SEC("tp_btf/signal_generate")
 int BPF_PROG(signal_generate, int sig, void *info, struct task_struct *task)
 {
-	hold_cpu();
-	stamp_generated(sig, task);
-	leave_cpu();
-	return 0;
-}
-
-static __always_inline void stamp_delivered(int sig)
-{
 	struct doomed *d;
 
 	if (!observing || sig != SIGKILL)
-		return;
-	d = find_doomed((void *)bpf_get_current_task());
-	if (d && !d->delivered_ns)
-		d->delivered_ns = bpf_ktime_get_ns();
+		return 0;
+	d = find_doomed(task);
+	if (d && !d->generated_ns)
+		d->generated_ns = bpf_ktime_get_ns();
+	return 0;
 }
 
 SEC("tp_btf/signal_deliver")
 int BPF_PROG(signal_deliver, int sig)
 {
-	hold_cpu();
-	stamp_delivered(sig);
-	leave_cpu();
-	return 0;
-}
-
-static __always_inline void stamp_exit(struct task_struct *task)
-{
 	struct doomed *d;
 
-	if (!observing || BPF_CORE_READ(task, signal, live.counter))
-		return;
-	d = find_doomed(task);
-	if (d && !d->exit_ns)
-		d->exit_ns = bpf_ktime_get_ns();
+	if (!observing || sig != SIGKILL)
+		return 0;
+	d = find_doomed((void *)bpf_get_current_task());
+	if (d && !d->delivered_ns)
+		d->delivered_ns = bpf_ktime_get_ns();
+	return 0;
 }
 
 SEC("tp_btf/sched_process_exit")
 int BPF_PROG(process_exit, struct task_struct *task)
 {
-	hold_cpu();
-	stamp_exit(task);
-	leave_cpu();
+	struct doomed *d;
+
+	if (!observing || BPF_CORE_READ(task, signal, live.counter))
+		return 0;
+	d = find_doomed(task);
+	if (d && !d->exit_ns)
+		d->exit_ns = bpf_ktime_get_ns();
 	return 0;
 }
 
@@ -210,7 +188,8 @@ int BPF_PROG(waking, struct task_struct *wakee)
 }
 
 /* A process closes a TCP socket, or its peer learns of it. */
-static __always_inline void note_sock_state(struct sock *sk, int state)
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_sock_state, struct sock *sk, int old_state, int state)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct endpoints e = {};
@@ -218,12 +197,12 @@ static __always_inline void note_sock_state(struct sock *sk, int state)
 	struct followed *f;
 
 	if (!observing || !read_endpoints(sk, &e))
-		return;
+		return 0;
 	closer = bpf_map_lookup_elem(&closed, &e);
 	record_hangup(closer);
 	if (closer || (state != TCP_FIN_WAIT1 && state != TCP_LAST_ACK && state != TCP_CLOSE) ||
 	    !(BPF_CORE_READ(task, flags) & PF_EXITING))
-		return;
+		return 0;
 	f = find_dragged();
 	if (find_doomed(task)) {
 		by.tgid = BPF_CORE_READ(task, tgid);
@@ -232,18 +211,10 @@ static __always_inline void note_sock_state(struct sock *sk, int state)
 		by.tgid = f->key.cause;
 		by.start_ns = f->key.cause_start_ns;
 	} else {
-		return;
+		return 0;
 	}
 	if (!record_close(&e, &by))
 		__sync_fetch_and_add(&lost_events, 1);
-}
-
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(set_sock_state, struct sock *sk, int old_state, int state)
-{
-	hold_cpu();
-	note_sock_state(sk, state);
-	leave_cpu();
 	return 0;
 }
 
@@ -270,20 +241,13 @@ int BPF_PROG(switching, bool preempt, struct task_struct *prev)
 	return 0;
 }
 
-static __always_inline void note_return(void)
+SEC("tp_btf/sys_exit")
+int returning(void *ctx)
 {
 	struct followed *f = find_followed();
 
 	if (f && !sigkill_pending((void *)bpf_get_current_task()))
 		f->returned = true;
-}
-
-SEC("tp_btf/sys_exit")
-int returning(void *ctx)
-{
-	hold_cpu();
-	note_return();
-	leave_cpu();
 	return 0;
 }
 

@@ -189,6 +189,9 @@ func (m *measurement) outcome(out *window.Outcome) {
 		m.result.Survivors = append(m.result.Survivors, report.Survivor{PID: p.PID, Comm: p.Comm, State: string(p.State)})
 	}
 	for k, f := range m.fate {
+		if f.SignalledNS != 0 && f.ExitNS == 0 && !alive[k] {
+			m.result.LostEvents++ // it died, and nobody saw it
+		}
 		if f.Inherited && f.SignalledNS != 0 {
 			m.result.Signalled++
 			if !alive[k] {

@@ -24,7 +24,7 @@ func stormSize(t *testing.T) int {
 		return n
 	}
 	if emulated {
-		return 16
+		return 5
 	}
 	return 40
 }

@@ -116,7 +116,6 @@ const (
 	observeVarLandmarks       = "landmarks"
 	observeVarLostEvents      = "lost_events"
 	observeVarObserving       = "observing"
-	observeVarPreemptible     = "preemptible"
 )
 
 // loadObserve returns the embedded CollectionSpec for observe.
@@ -187,12 +186,11 @@ type observeMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type observeVariableSpecs struct {
-	AnyHangup   *ebpf.VariableSpec `ebpf:"any_hangup"`
-	Following   *ebpf.VariableSpec `ebpf:"following"`
-	Landmarks   *ebpf.VariableSpec `ebpf:"landmarks"`
-	LostEvents  *ebpf.VariableSpec `ebpf:"lost_events"`
-	Observing   *ebpf.VariableSpec `ebpf:"observing"`
-	Preemptible *ebpf.VariableSpec `ebpf:"preemptible"`
+	AnyHangup  *ebpf.VariableSpec `ebpf:"any_hangup"`
+	Following  *ebpf.VariableSpec `ebpf:"following"`
+	Landmarks  *ebpf.VariableSpec `ebpf:"landmarks"`
+	LostEvents *ebpf.VariableSpec `ebpf:"lost_events"`
+	Observing  *ebpf.VariableSpec `ebpf:"observing"`
 }
 
 // observeObjects contains all objects after they have been loaded into the kernel.
@@ -238,12 +236,11 @@ func (m *observeMaps) Close() error {
 //
 // It can be passed to loadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type observeVariables struct {
-	AnyHangup   *ebpf.Variable `ebpf:"any_hangup"`
-	Following   *ebpf.Variable `ebpf:"following"`
-	Landmarks   *ebpf.Variable `ebpf:"landmarks"`
-	LostEvents  *ebpf.Variable `ebpf:"lost_events"`
-	Observing   *ebpf.Variable `ebpf:"observing"`
-	Preemptible *ebpf.Variable `ebpf:"preemptible"`
+	AnyHangup  *ebpf.Variable `ebpf:"any_hangup"`
+	Following  *ebpf.Variable `ebpf:"following"`
+	Landmarks  *ebpf.Variable `ebpf:"landmarks"`
+	LostEvents *ebpf.Variable `ebpf:"lost_events"`
+	Observing  *ebpf.Variable `ebpf:"observing"`
 }
 
 // observePrograms contains all programs after they have been loaded into the kernel.

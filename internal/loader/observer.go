@@ -52,7 +52,7 @@ func newObserver(exec *Executor, wakes uint32) (*Observer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := setVariables(spec, map[string]any{"landmarks": table, "preemptible": preemptible()}); err != nil {
+	if err := setVariables(spec, map[string]any{"landmarks": table}); err != nil {
 		return nil, err
 	}
 	doomed := exec.coll.Maps[executeMapDoomed]
@@ -164,7 +164,7 @@ type Wake struct {
 	// Ended is how many of Count were followed until the thread slept until
 	// its next event, or exited. The figures below are about those alone.
 	Ended       uint64
-	Returned    uint64        // went back to user mode
+	Returned    uint64        // went back to user mode; since Linux 7.0 at least
 	MajorFaults uint64        // pages read from a disk, a swapped-out one's among them
 	SwapIns     uint64        // faults on swapped-out pages, 0 unless Observation.SwapIns
 	CPU         time.Duration // used by the threads, in the kernel and outside
@@ -175,7 +175,8 @@ type Observation struct {
 	Fates []Fate
 	Wakes []Wake
 	// Lost counts wakes and forks that found no space, and forks, signals and
-	// exits that the kernel did not let the programs see.
+	// changes of TCP states that the kernel did not let the programs see. Whether
+	// each exit was seen its ExitNS tells.
 	Lost uint64
 	// SwapIns says that the wakes' swap-ins could be counted: the kernel lets
 	// programs attach to its functions (CONFIG_FUNCTION_TRACER).
@@ -208,9 +209,16 @@ func (o *Observer) Collect() (*Observation, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read lost forks: %w", err)
 	}
-	// Not the misses of waking: an interrupt in the middle of it wakes as well,
-	// and would not be counted anyway.
-	missed, err := missedRuns(o.coll, append(stampers[:len(stampers):len(stampers)], interruptible)...)
+	// Of the programs that the kernel passed over, only what shows: a process that
+	// dies of a signal that nobody saw. And of TCP states, which nothing else tells.
+	// Waking misses what an interrupt in the middle of it wakes, and would not count
+	// that anyway.
+	for i := range obs.Fates {
+		if f := &obs.Fates[i]; f.DeliveredNS != 0 && f.SignalledNS == 0 {
+			lost++
+		}
+	}
+	missed, err := missedRuns(o.coll, interruptible)
 	if err != nil {
 		return nil, err
 	}
