@@ -104,6 +104,7 @@ struct inode { /* objects are told by their mode, terminals by their device */
 	unsigned long i_ino;
 	unsigned int i_rdev;
 	struct file_lock_context *i_flctx;
+	struct pipe_inode_info *i_pipe; /* typed, unlike the file's private_data */
 };
 
 struct file_lock_core { /* since v6.9, a69ce85ec9af: split off file_lock */

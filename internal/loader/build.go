@@ -2,6 +2,7 @@ package loader
 
 import (
 	"fmt"
+	"strconv"
 
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
@@ -23,6 +24,7 @@ type snapshotBuilder struct {
 	file    map[uint64]int32
 	table   map[uint64]int32
 
+	last  ownerOf       // of the descriptor before
 	wakes []objectQueue // what the end of an object wakes beyond its own queues
 	locks lockBuilder
 	tcp   tcpBuilder
@@ -32,6 +34,28 @@ type snapshotBuilder struct {
 type objectQueue struct {
 	object int32
 	queue  uint64
+}
+
+// ownerOf says whose descriptors come one after the other.
+type ownerOf struct {
+	task        taskKey
+	tableID     uint64
+	proc, table int32
+}
+
+// owner returns the process and the table of a descriptor, false where the process
+// is not known.
+func (b *snapshotBuilder) owner(r *snapshotDescriptorRecord) (proc, table int32, ok bool) {
+	key := taskKey{r.Tgid, r.StartNs}
+	if key == b.last.task && r.TableId == b.last.tableID {
+		return b.last.proc, b.last.table, true
+	}
+	if proc, ok = b.process[key]; !ok {
+		return 0, 0, false
+	}
+	table, _ = intern(b.table, r.TableId)
+	b.last = ownerOf{key, r.TableId, proc, table}
+	return proc, table, true
 }
 
 func newSnapshotBuilder() *snapshotBuilder {
@@ -93,12 +117,11 @@ func (b *snapshotBuilder) link(object int32, queue uint64) {
 }
 
 func (b *snapshotBuilder) addDescriptor(r *snapshotDescriptorRecord) {
-	proc, ok := b.process[taskKey{r.Tgid, r.StartNs}]
+	proc, table, ok := b.owner(r)
 	if !ok {
 		// Forked after the process pass: the fork tracker knows it.
 		return
 	}
-	table, _ := intern(b.table, r.TableId)
 	if r.Kind == objectLocked {
 		b.locks.addDescriptor(r, proc, table)
 		return
@@ -106,6 +129,13 @@ func (b *snapshotBuilder) addDescriptor(r *snapshotDescriptorRecord) {
 	obj, ok := b.object[r.ObjectId]
 	if !ok {
 		obj = b.addObject(r)
+	}
+	// With each of its descriptors: the kernel side leaves out those of a pipe that
+	// are empty at the moment.
+	for _, q := range r.Own {
+		if q != 0 {
+			b.queue[q] = obj
+		}
 	}
 	file, fresh := intern(b.file, r.FileId)
 	if fresh {
@@ -145,7 +175,7 @@ func objectName(r *snapshotDescriptorRecord) (ch waitgraph.Channel, name string)
 	default:
 		ch = waitgraph.ChannelPipe
 	}
-	return ch, fmt.Sprintf("%s:[%d]", ch, r.Inode)
+	return ch, ch.String() + ":[" + strconv.FormatUint(r.Inode, 10) + "]"
 }
 
 func (b *snapshotBuilder) addObject(r *snapshotDescriptorRecord) int32 {
@@ -154,11 +184,6 @@ func (b *snapshotBuilder) addObject(r *snapshotDescriptorRecord) int32 {
 		Channel: ch, Name: name, Readers: int32(r.Readers), Writers: int32(r.Writers),
 	})
 	b.object[r.ObjectId] = obj
-	for _, q := range r.Own {
-		if q != 0 {
-			b.queue[q] = obj
-		}
-	}
 	for _, q := range r.Wakes {
 		if q != 0 {
 			b.wakes = append(b.wakes, objectQueue{obj, q})
