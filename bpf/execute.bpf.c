@@ -98,11 +98,13 @@ static __always_inline struct doomed *find_doomed(struct task_struct *task)
  * moment of the signal: an exec may have changed the credentials. */
 static __always_inline bool permitted(struct task_struct *task)
 {
-	__u32 uid = BPF_CORE_READ(task, cred, uid.val);
-	__u32 suid = BPF_CORE_READ(task, cred, suid.val);
+	__u32 uid, suid;
 
-	return killer_cap_kill || killer_euid == suid || killer_euid == uid || killer_uid == suid ||
-	       killer_uid == uid;
+	if (killer_cap_kill)
+		return true;
+	uid = BPF_CORE_READ(task, cred, uid.val);
+	suid = BPF_CORE_READ(task, cred, suid.val);
+	return killer_euid == suid || killer_euid == uid || killer_uid == suid || killer_uid == uid;
 }
 
 /* Whether task descends from a doomed process through recorded forks alone: its
@@ -304,7 +306,14 @@ int mappings(struct bpf_iter__task_vma *ctx)
 SEC("tp_btf/sched_switch")
 int BPF_PROG(count_switch, bool preempt, struct task_struct *prev, struct task_struct *next)
 {
-	if (!opened_ns || released_ns || !find_doomed(next))
+	struct doomed *d;
+	__s32 tgid;
+
+	if (!opened_ns || released_ns)
+		return 0;
+	tgid = next->tgid;
+	d = bpf_map_lookup_elem(&doomed, &tgid);
+	if (!d || d->start_ns != next->group_leader->start_boottime)
 		return 0;
 	if (delivered_ns)
 		__sync_fetch_and_add(&reap_switches, 1);
@@ -318,24 +327,22 @@ void bpf_task_release(struct task_struct *p) __weak __ksym;
 int bpf_send_signal_task(struct task_struct *task, int sig, enum pid_type type,
 			 __u64 value) __weak __ksym;
 
-static __always_inline bool visible(struct task_struct *killer, struct task_struct *task)
-{
-	struct pid *self = BPF_CORE_READ(killer, thread_pid);
+/* The killer's pid namespace, and how deep it is. */
+struct killer {
+	struct pid_namespace *ns;
+	__u32 level;
+};
 
-	return pid_number(BPF_CORE_READ(task, thread_pid), BPF_CORE_READ(self, level),
-			  pid_own_ns(self)) != 0;
-}
-
-static __always_inline __s32 signal_victim(struct victim *v)
+static __always_inline __s32 signal_victim(struct victim *v, struct killer *killer)
 {
-	struct task_struct *killer = (void *)bpf_get_current_task();
 	struct task_struct *task = bpf_task_from_pid(v->tgid);
 	__s32 status = VICTIM_SIGNALLED;
 	int err;
 
 	if (!task)
 		return -ESRCH;
-	if (task->start_boottime != v->start_ns || !visible(killer, task)) {
+	if (task->start_boottime != v->start_ns ||
+	    !pid_number(BPF_CORE_READ(task, thread_pid), killer->level, killer->ns)) {
 		status = -ESRCH;
 	} else if (task->flags & PF_KTHREAD || pid_is_init(task->thread_pid) || !permitted(task)) {
 		status = -EPERM;
@@ -354,7 +361,7 @@ static long deliver_one(__u32 i, void *ctx)
 
 	if (!v)
 		return 1;
-	v->status = signal_victim(v);
+	v->status = signal_victim(v, ctx);
 	return 0;
 }
 
@@ -368,8 +375,12 @@ struct deliver_args {
 SEC("syscall")
 int deliver(struct deliver_args *args)
 {
+	struct task_struct *current = (void *)bpf_get_current_task();
+	struct pid *self = BPF_CORE_READ(current, thread_pid);
+	struct killer killer = {.ns = pid_own_ns(self), .level = BPF_CORE_READ(self, level)};
+
 	opened_ns = bpf_ktime_get_ns();
-	bpf_loop(args->victims, deliver_one, 0, 0);
+	bpf_loop(args->victims, deliver_one, &killer, 0);
 	delivered_ns = bpf_ktime_get_ns();
 	return 0;
 }

@@ -39,6 +39,16 @@ static __always_inline struct doomed *find_doomed(struct task_struct *task)
 	return d && d->start_ns == group_start_ns(task) ? d : 0;
 }
 
+/* The same of a tracepoint's own argument, which plain loads may read: what runs
+ * once for each signal makes the window longer. */
+static __always_inline struct doomed *find_doomed_argument(struct task_struct *task)
+{
+	__s32 tgid = task->tgid;
+	struct doomed *d = bpf_map_lookup_elem(&doomed, &tgid);
+
+	return d && d->start_ns == task->group_leader->start_boottime ? d : 0;
+}
+
 SEC("tp_btf/signal_generate")
 int BPF_PROG(signal_generate, int sig, void *info, struct task_struct *task)
 {
@@ -46,7 +56,7 @@ int BPF_PROG(signal_generate, int sig, void *info, struct task_struct *task)
 
 	if (!observing || sig != SIGKILL)
 		return 0;
-	d = find_doomed(task);
+	d = find_doomed_argument(task);
 	if (d && !d->generated_ns)
 		d->generated_ns = bpf_ktime_get_ns();
 	return 0;
@@ -165,10 +175,12 @@ int BPF_PROG(waking, struct task_struct *wakee)
 
 	if (!observing || wakee->flags & PF_KTHREAD)
 		return 0;
-	waker = (void *)bpf_get_current_task();
 	key.wakee = wakee->tgid;
-	d = find_doomed(wakee);
-	if (d && (d->generated_ns || d->exit_ns || BPF_CORE_READ(waker, tgid) == key.wakee))
+	d = find_doomed_argument(wakee);
+	if (d && (d->generated_ns || d->exit_ns))
+		return 0;
+	waker = (void *)bpf_get_current_task();
+	if (d && BPF_CORE_READ(waker, tgid) == key.wakee)
 		return 0;
 	if (d)
 		d->woken = true;
