@@ -12,7 +12,7 @@ import (
 // pipes, each of which two descriptors hold.
 func BenchmarkSnapshot(b *testing.B) {
 	s := snapshotter(b)
-	st, err := storm.Start(storm.Options{Topology: "sleepers", Processes: 10_000, Descriptors: 10})
+	st, err := storm.Start(b.Context(), storm.Options{Topology: "sleepers", Processes: 10_000, Descriptors: 10})
 	must(b, err)
 	defer st.Stop()
 	must(b, st.WaitReady(b.Context()))
