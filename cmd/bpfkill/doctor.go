@@ -13,6 +13,7 @@ import (
 
 	"github.com/bpfkill/bpfkill/internal/cgroup2"
 	"github.com/bpfkill/bpfkill/internal/loader"
+	"github.com/bpfkill/bpfkill/internal/procfs"
 	"github.com/bpfkill/bpfkill/internal/report"
 	"github.com/bpfkill/bpfkill/internal/window"
 )
@@ -46,10 +47,11 @@ func runDoctor(ctx context.Context, o *doctorOptions, stdout, _ io.Writer) error
 // are not held is not tried.
 func (d *doctor) examine(ctx context.Context) {
 	d.add(report.Feature{Name: "Linux 5.10, with BTF", Needed: true}, "", loader.CheckKernel())
+	d.add(report.Feature{Name: "/proc of this namespace", Needed: true}, "", procfs.CheckOwn())
 	d.capabilities()
 	d.add(report.Feature{Name: "kernel symbols", Needed: true}, "", loader.CheckSymbols())
 	d.add(report.Feature{Name: "open files", Needed: true}, "", window.RaiseFileLimit())
-	missing := errors.Join(loader.CheckKernel(), loader.CheckCapabilities())
+	missing := errors.Join(loader.CheckKernel(), procfs.CheckOwn(), loader.CheckCapabilities())
 	if missing == nil {
 		missing = loader.Prepare()
 	}

@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/bpfkill/bpfkill/internal/cgroup2"
 	"github.com/bpfkill/bpfkill/internal/loader"
 	"github.com/bpfkill/bpfkill/internal/plan"
+	"github.com/bpfkill/bpfkill/internal/procfs"
 	"github.com/bpfkill/bpfkill/internal/report"
 	"github.com/bpfkill/bpfkill/internal/target"
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
@@ -34,7 +34,7 @@ type session struct {
 }
 
 func kill(ctx context.Context, o *options, stdout, stderr io.Writer) error {
-	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	ctx, stop := endOnSignals(ctx)
 	defer stop()
 	s := &session{options: o, stderr: stderr}
 	err := s.run(ctx, stdout)
@@ -99,6 +99,9 @@ func (s *session) run(ctx context.Context, stdout io.Writer) (err error) {
 // touched.
 func requirements() error {
 	if err := loader.CheckKernel(); err != nil {
+		return err
+	}
+	if err := procfs.CheckOwn(); err != nil {
 		return err
 	}
 	if err := loader.CheckCapabilities(); err != nil {

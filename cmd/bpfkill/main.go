@@ -7,6 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/bpfkill/bpfkill/internal/window"
 )
@@ -18,8 +22,22 @@ func main() {
 	if isPatient() {
 		os.Exit(lieDown())
 	}
+	// A reader of the report that went away must not end a kill half-way: the
+	// write fails, and says so.
+	signal.Ignore(unix.SIGPIPE)
 	err := run(context.Background(), os.Args[1:], os.Stdout, os.Stderr, commands{kill, watch, runDoctor})
 	os.Exit(exitStatus(err, os.Stderr))
+}
+
+// endOnSignals returns a context that ends when this process is told to end, but
+// by no signal that it was started to ignore, as nohup(1) does.
+func endOnSignals(ctx context.Context) (context.Context, context.CancelFunc) {
+	heard := []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT}
+	heard = slices.DeleteFunc(heard, signal.Ignored)
+	if len(heard) == 0 { // NotifyContext would take that for all there are
+		return context.WithCancel(ctx)
+	}
+	return signal.NotifyContext(ctx, heard...)
 }
 
 // commands are what the tool does. Results go to stdout, notes and progress to

@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/bpfkill/bpfkill/internal/cgroup2"
 	"github.com/bpfkill/bpfkill/internal/loader"
@@ -44,7 +41,7 @@ type pair struct {
 }
 
 func watch(ctx context.Context, o *watchOptions, stdout, stderr io.Writer) error {
-	ctx, stop := signal.NotifyContext(ctx, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	ctx, stop := endOnSignals(ctx)
 	defer stop()
 	for _, w := range o.selector.Warnings() {
 		fmt.Fprintln(stderr, "bpfkill: warning:", w)

@@ -56,8 +56,11 @@ func idsBelow(mount, path string) ([]uint64, error) {
 	if root != mount && !strings.HasPrefix(root, mount+"/") {
 		root = filepath.Join(mount, root)
 	}
-	if _, err := os.Stat(root); err != nil {
+	switch info, err := os.Stat(root); {
+	case err != nil:
 		return nil, fmt.Errorf("no such cgroup under %s: %w", mount, err)
+	case !info.IsDir():
+		return nil, fmt.Errorf("%s is a file: a cgroup is a directory", root)
 	}
 	var ids []uint64
 	err := Walk(root, func(_ string, id uint64) error {

@@ -75,9 +75,17 @@ var needed = []struct {
 	{"CAP_SYSLOG", []int{unix.CAP_SYSLOG}, "to read kernel symbol addresses"},
 }
 
+// initialUserNamespace is the inode number of the machine's own (PROC_USER_INIT_INO).
+const initialUserNamespace = 0xEFFFFFFD
+
 // CheckCapabilities returns an error that names every capability that the
 // calling process lacks for snapshot, kill and measurement.
 func CheckCapabilities() error {
+	var ns unix.Stat_t
+	if err := unix.Stat("/proc/self/ns/user", &ns); err == nil && ns.Ino != initialUserNamespace {
+		return errors.New("bpfkill runs in a user namespace, and the kernel wants CAP_BPF, CAP_PERFMON and CAP_SYSLOG " +
+			"outside of every one: run it as root of the machine")
+	}
 	var missing []string
 	for _, n := range needed {
 		held := false
@@ -93,7 +101,7 @@ func CheckCapabilities() error {
 		}
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("missing %s: run bpfkill as root", strings.Join(missing, ", "))
+		return fmt.Errorf("missing %s: run bpfkill as root, with all of root's capabilities", strings.Join(missing, ", "))
 	}
 	return nil
 }

@@ -3,10 +3,11 @@ package nstest
 import (
 	"fmt"
 	"os"
-	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/procfs"
 )
 
 // Require skips a privileged test where there is no privilege, and fails it
@@ -19,7 +20,7 @@ func Require(t testing.TB) {
 	if !inside && os.Getenv(VMVariable) != "1" {
 		t.Fatal("a privileged test outside a namespace of its own: TestMain must call nstest.Main")
 	}
-	for _, check := range []func() error{checkKernel, checkProc, checkPidfd, checkBTF} {
+	for _, check := range []func() error{checkKernel, procfs.CheckOwn, checkPidfd, checkBTF} {
 		if err := check(); err != nil {
 			t.Fatal(err)
 		}
@@ -38,18 +39,6 @@ func checkKernel() error {
 	}
 	if major < 5 || (major == 5 && minor < 10) {
 		return fmt.Errorf("kernel %s: Linux 5.10 or later is needed", release)
-	}
-	return nil
-}
-
-// checkProc makes sure that /proc numbers processes as this namespace does.
-func checkProc() error {
-	self, err := os.Readlink("/proc/self")
-	if err != nil {
-		return fmt.Errorf("mount /proc: %w", err)
-	}
-	if self != strconv.Itoa(os.Getpid()) {
-		return fmt.Errorf("/proc/self is %s and this is pid %d: /proc belongs to another pid namespace", self, os.Getpid())
 	}
 	return nil
 }

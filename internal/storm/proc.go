@@ -68,18 +68,6 @@ func blockedIn(pid int) (int, error) {
 	return n, nil
 }
 
-// checkProc makes sure that /proc numbers processes as fork does here.
-func checkProc() error {
-	self, err := os.Readlink("/proc/self")
-	if err != nil {
-		return fmt.Errorf("read /proc/self: %w", err)
-	}
-	if self != strconv.Itoa(os.Getpid()) {
-		return fmt.Errorf("/proc belongs to another pid namespace (it calls this process %s, not %d): mount one of this namespace", self, os.Getpid())
-	}
-	return nil
-}
-
 // signal sends sig to the process that is known to be pid through a pidfd, if
 // accept still says so once the pidfd pins it.
 func signal(pid int, sig unix.Signal, accept func(stat) bool) error {

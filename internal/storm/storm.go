@@ -22,6 +22,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/procfs"
 )
 
 // Options say what to stage. Topology and Processes are required.
@@ -111,7 +113,7 @@ func Start(ctx context.Context, opts Options) (*Storm, error) {
 	if opts.ForkLimit == 0 {
 		opts.ForkLimit = 1_000_000
 	}
-	if err := checkProc(); err != nil {
+	if err := procfs.CheckOwn(); err != nil {
 		return nil, err
 	}
 	self, err := readStat(os.Getpid())

@@ -17,8 +17,10 @@ func translate(expr string) (string, error) {
 			if i+1 == len(expr) {
 				return "", errors.New("trailing backslash")
 			}
-			if strings.IndexByte("<>`'", expr[i+1]) >= 0 {
-				return "", fmt.Errorf("\\%c is an extension of GNU's that is not supported", expr[i+1])
+			if c := expr[i+1]; strings.IndexByte("<>`'wWsSbB", c) >= 0 {
+				return "", fmt.Errorf("\\%c is an extension of GNU's that is not supported", c)
+			} else if isAlphanumeric(c) {
+				return "", fmt.Errorf("\\%c means nothing in an extended regular expression: write %c", c, c)
 			}
 			out.WriteString(expr[i : i+2])
 			i += 2
@@ -39,6 +41,10 @@ func translate(expr string) (string, error) {
 		}
 	}
 	return out.String(), nil
+}
+
+func isAlphanumeric(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 }
 
 // translateBracket writes the bracket expression at the start of expr and

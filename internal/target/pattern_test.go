@@ -69,7 +69,7 @@ func TestPatternMatchesAsRegcompDoes(t *testing.T) {
 
 func TestPatternRefusesWhatIsNoERE(t *testing.T) {
 	for _, expr := range []string{"(", "a)|(b", "[", "[[:nope:]]", "*a", `\d`, "(?i)a", "a{2,1}", `\`,
-		`\<smtp`, `smtp\>`, "\\`a", `a\'`, "^*a", "^+", "[[.ab.]]", "[[:alpha:]", "[a"} {
+		`\<smtp`, `smtp\>`, "\\`a", `a\'`, "^*a", "^+", "[[.ab.]]", "[[:alpha:]", "[a", `\x62`, `a\n`, `\t`, `(a)\1`, `\w`, `\b`} {
 		for _, exact := range []bool{false, true} {
 			if _, err := compilePattern(expr, exact); err == nil {
 				t.Errorf("%q (exact %v) compiles", expr, exact)

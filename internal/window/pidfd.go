@@ -14,6 +14,9 @@ import (
 // beyond those that are open when it is made: iterators, /proc files, epoll.
 const spareFDs = 64
 
+// leastFDs is how many pidfds there must be room for.
+const leastFDs = 16
+
 // reservedFDs is what the set must not take: what is open, and spareFDs.
 func reservedFDs() int {
 	open, err := os.ReadDir("/proc/self/fd")
@@ -122,16 +125,17 @@ func pidfdKill(fd int) unix.Errno {
 }
 
 // RaiseFileLimit raises the soft limit of open files to the hard one. It fails
-// where even that leaves no room for BPF programs, maps and links.
+// where even that leaves no room for BPF programs, maps and links beside what is
+// open already.
 func RaiseFileLimit() error {
 	var lim unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &lim); err != nil {
 		return fmt.Errorf("read RLIMIT_NOFILE: %w", err)
 	}
-	if lim.Max < 2*spareFDs {
-		raised := unix.Rlimit{Cur: 2 * spareFDs, Max: 2 * spareFDs} // with CAP_SYS_RESOURCE
+	if wanted := uint64(reservedFDs() + leastFDs); lim.Max < wanted {
+		raised := unix.Rlimit{Cur: wanted, Max: wanted} // with CAP_SYS_RESOURCE
 		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &raised); err != nil {
-			return fmt.Errorf("bpfkill needs %d open files, and the hard limit is %d: raise it with ulimit -Hn", 2*spareFDs, lim.Max)
+			return fmt.Errorf("%d open files are needed, and the hard limit is %d: raise it with ulimit -Hn", wanted, lim.Max)
 		}
 		return nil
 	}

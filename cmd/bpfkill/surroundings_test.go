@@ -1,0 +1,101 @@
+package main
+
+import (
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/nstest"
+)
+
+// TestProcOfAnotherNamespace: where /proc shows other processes than this pid
+// namespace has, whom a number means is in doubt, and nobody is signalled.
+func TestProcOfAnotherNamespace(t *testing.T) {
+	nstest.Require(t)
+	s := stage(t, "smtp", 2)
+	for _, args := range [][]string{
+		{"--target", "smtpserver"},
+		{"--target", "smtpserver", "--full"},
+		{"--target", "smtpserver", "--dry-run"},
+		{"watch", "--target", "smtpserver", "--duration", "1s"},
+	} {
+		cmd := toolCommand(t, args...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID}
+		o := runTool(t, cmd)
+		if o.status != exitFatal || !strings.Contains(o.stderr, "/proc belongs to another pid namespace") {
+			t.Errorf("%v: exit status %d, stderr %q", args, o.status, o.stderr)
+		}
+	}
+	unharmed(t, s)
+}
+
+// TestInAUserNamespace: root of a user namespace has every capability, and none
+// that counts.
+func TestInAUserNamespace(t *testing.T) {
+	nstest.Require(t)
+	cmd := toolCommand(t, "--target", "nobody")
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags:  syscall.CLONE_NEWUSER,
+		UidMappings: []syscall.SysProcIDMap{{Size: 1}}, GidMappings: []syscall.SysProcIDMap{{Size: 1}},
+	}
+	o := runTool(t, cmd)
+	if o.status != exitFatal || !strings.Contains(o.stderr, "user namespace") {
+		t.Errorf("exit status %d, stderr %q", o.status, o.stderr)
+	}
+}
+
+// TestReaderGoesAway: a report that nobody reads ends no kill half-way.
+func TestReaderGoesAway(t *testing.T) {
+	nstest.Require(t)
+	s := stage(t, "smtp", 8)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	cmd := toolCommand(t, "--target", "smtpserver")
+	cmd.Stdout, cmd.Stderr = w, w
+	if err := cmd.Run(); err != nil {
+		t.Errorf("%v, want the status of the kill", err)
+	}
+	allGone(t, s)
+}
+
+// TestEndsOnSignals, but by none that it was told to ignore.
+func TestEndsOnSignals(t *testing.T) {
+	signal.Ignore(unix.SIGHUP)
+	defer signal.Reset(unix.SIGHUP)
+	ctx, stop := endOnSignals(t.Context())
+	defer stop()
+	raise(t, unix.SIGHUP)
+	raise(t, unix.SIGQUIT) // is behind it in the same queue
+	select {
+	case <-ctx.Done():
+	case <-time.After(10 * time.Second):
+		t.Fatal("SIGQUIT did not end it")
+	}
+
+	ctx, stop = endOnSignals(t.Context())
+	defer stop()
+	raise(t, unix.SIGHUP)
+	select {
+	case <-ctx.Done():
+		t.Error("SIGHUP, which is ignored, ended it")
+	case <-time.After(100 * time.Millisecond):
+	}
+}
+
+func raise(t *testing.T, sig unix.Signal) {
+	t.Helper()
+	if err := unix.Kill(os.Getpid(), sig); err != nil {
+		t.Fatal(err)
+	}
+}
