@@ -333,18 +333,29 @@ struct killer {
 	__u32 level;
 };
 
+/* Whether the killer's namespace shows pid, which is so many levels deep. */
+static __always_inline bool visible(struct pid *pid, __u32 level, struct killer *killer)
+{
+	struct upid *upid = (void *)pid + bpf_core_field_offset(struct pid, numbers) +
+			    killer->level * bpf_core_type_size(struct upid);
+
+	return level >= killer->level && BPF_CORE_READ(upid, ns) == killer->ns;
+}
+
 static __always_inline __s32 signal_victim(struct victim *v, struct killer *killer)
 {
 	struct task_struct *task = bpf_task_from_pid(v->tgid);
 	__s32 status = VICTIM_SIGNALLED;
+	struct pid *pid;
 	int err;
 
 	if (!task)
 		return -ESRCH;
-	if (task->start_boottime != v->start_ns ||
-	    !pid_number(BPF_CORE_READ(task, thread_pid), killer->level, killer->ns)) {
+	pid = BPF_CORE_READ(task, thread_pid);
+	if (task->start_boottime != v->start_ns || !pid ||
+	    !visible(pid, task->thread_pid->level, killer)) {
 		status = -ESRCH;
-	} else if (task->flags & PF_KTHREAD || pid_is_init(task->thread_pid) || !permitted(task)) {
+	} else if (task->flags & PF_KTHREAD || pid_is_init(pid) || !permitted(task)) {
 		status = -EPERM;
 	} else {
 		err = bpf_send_signal_task(task, SIGKILL, PIDTYPE_TGID, 0);

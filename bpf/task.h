@@ -62,7 +62,11 @@ static __always_inline struct pid_namespace *pid_own_ns(struct pid *pid)
 /* Whether pid is 1 in its own namespace: killing it would end the namespace. */
 static __always_inline bool pid_is_init(struct pid *pid)
 {
-	return pid_number(pid, BPF_CORE_READ(pid, level), pid_own_ns(pid)) == 1;
+	struct upid *own;
+
+	own = (void *)pid + bpf_core_field_offset(struct pid, numbers) +
+	      BPF_CORE_READ(pid, level) * bpf_core_type_size(struct upid);
+	return BPF_CORE_READ(own, nr) == 1;
 }
 
 #endif

@@ -10,8 +10,14 @@ import (
 	"github.com/bpfkill/bpfkill/internal/bench"
 )
 
-func newBenchFlags() (*pflag.FlagSet, *bench.Options) {
-	var o bench.Options
+// benchOptions are the flags of bench.
+type benchOptions struct {
+	bench.Options
+	show []string // files with earlier results
+}
+
+func newBenchFlags() (*pflag.FlagSet, *benchOptions) {
+	o := &benchOptions{}
 	f := pflag.NewFlagSet("bench", pflag.ContinueOnError)
 	f.SortFlags = false
 	f.Usage = func() {}
@@ -21,10 +27,11 @@ func newBenchFlags() (*pflag.FlagSet, *bench.Options) {
 	f.StringSliceVar(&o.Parts, "parts", bench.Parts, "what to measure")
 	f.StringVar(&o.Output, "output", "table", "table, go (for benchstat) or json (a line for each run)")
 	f.StringVar(&o.Bpfkill, "bpfkill", bench.DefaultBpfkill(), "the `program` to measure")
-	return f, &o
+	f.StringSliceVar(&o.show, "show", nil, "measure nothing: print the table of these `files`, which --output json wrote")
+	return f, o
 }
 
-func parseBench(args []string) (*bench.Options, error) {
+func parseBench(args []string) (*benchOptions, error) {
 	f, o := newBenchFlags()
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
@@ -52,10 +59,13 @@ func runBench(args []string, stdin io.Reader, stdout io.Writer) error {
 		if err != nil {
 			return err
 		}
+		if len(o.show) > 0 {
+			return bench.Show(o.show, stdout)
+		}
 		if ran, err := bench.Outside(); ran || err != nil {
 			return err
 		}
-		return bench.Run(*o, stdout)
+		return bench.Run(o.Options, stdout)
 	}
 	return bench.Timer(args)
 }

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"fmt"
+	"slices"
 	"text/tabwriter"
 )
 
@@ -73,6 +74,12 @@ func (t *table) windowBars() (out []bar) {
 	if r, ok := t.ratio(PartKill, ours, groupFIFO, size, windowNS); ok {
 		out = append(out, bar{"window of bpfkill against kill(-pgid) under SCHED_FIFO", false, 1.25, r, ""})
 	}
+	if r, ok := t.ratio(PartBusy, pkill, ours, size, windowNS); ok {
+		out = append(out, bar{"the first of these while others want the CPUs", true, 25, r, ""})
+	}
+	if r, ok := t.ratio(PartBusy, cgroupKill, ours, size, windowNS); ok {
+		out = append(out, bar{"the second", true, 25, r, ""})
+	}
 	var per []float64
 	for _, n := range list(t, PartSizes, processesOf) {
 		if s := t.of(PartSizes, ours, n); len(s) > 0 {
@@ -82,7 +89,7 @@ func (t *table) windowBars() (out []bar) {
 	if len(per) > 1 {
 		out = append(out, bar{"bpfkill's window by process, 100 to 10,000 of them, the longest against the shortest", false, 1.5, extent(per), ""})
 	}
-	all := append(t.of(PartKill, ours, 0), t.of(PartSizes, ours, 0)...)
+	all := slices.Concat(t.of(PartKill, ours, 0), t.of(PartBusy, ours, 0), t.of(PartSizes, ours, 0))
 	if len(all) > 0 {
 		out = append(out, bar{"targets that ran inside bpfkill's window, the most of all runs", false, 0, spreadOf(all, ran).max, ""})
 		out = append(out, bar{"bpfkill's own report of its window against the stopwatch, the farthest off", false, 1.05, disagreement(all), ""})

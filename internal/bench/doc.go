@@ -25,6 +25,7 @@ type Options struct {
 // The parts of the benchmark.
 const (
 	PartKill     = "kill"     // the window, by strategy
+	PartBusy     = "busy"     // the same on a machine that has too much to do
 	PartSizes    = "sizes"    // how bpfkill's window grows with the set
 	PartMemory   = "memory"   // until the memory of the killed is free
 	PartSnapshot = "snapshot" // reading processes and their descriptors
@@ -32,7 +33,7 @@ const (
 )
 
 // Parts are all there are, in their order.
-var Parts = []string{PartKill, PartSizes, PartMemory, PartSnapshot, PartStart}
+var Parts = []string{PartKill, PartBusy, PartSizes, PartMemory, PartSnapshot, PartStart}
 
 // Check returns what is wrong with the options.
 func (o *Options) Check() error {
@@ -73,7 +74,7 @@ func Run(o Options, w io.Writer) error {
 	defer l.close()
 	results := writer(&o, w)
 	parts := map[string]func(add func(Sample) error) error{
-		PartKill: l.kills, PartSizes: l.growth, PartMemory: l.memory, PartSnapshot: l.snapshots, PartStart: l.starts,
+		PartKill: l.kills, PartBusy: l.busy, PartSizes: l.growth, PartMemory: l.memory, PartSnapshot: l.snapshots, PartStart: l.starts,
 	}
 	for _, part := range Parts {
 		if !slices.Contains(o.Parts, part) {

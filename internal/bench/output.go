@@ -2,8 +2,10 @@ package bench
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -15,6 +17,31 @@ type results interface {
 	end() error
 }
 
+// Show writes the results of earlier runs, as --output json gave them: each file
+// may be a part of the whole.
+func Show(files []string, w io.Writer) error {
+	t := &table{w: w}
+	for _, file := range files {
+		f, err := os.Open(file)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		d := json.NewDecoder(f)
+		for {
+			var s Sample
+			if err := d.Decode(&s); errors.Is(err, io.EOF) {
+				break
+			} else if err != nil {
+				return fmt.Errorf("read %s: %w", file, err)
+			}
+			t.samples = append(t.samples, s)
+		}
+	}
+	t.print()
+	return t.bars()
+}
+
 func writer(o *Options, w io.Writer) results {
 	switch o.Output {
 	case "json":
@@ -22,7 +49,7 @@ func writer(o *Options, w io.Writer) results {
 	case "go":
 		return &goLines{w: w}
 	}
-	return &table{w: w, runs: o.Runs}
+	return &table{w: w}
 }
 
 type jsonLines struct{ *json.Encoder }

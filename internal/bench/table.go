@@ -10,7 +10,6 @@ import (
 // table collects everything, and prints it for people at the end.
 type table struct {
 	w       io.Writer
-	runs    int
 	samples []Sample
 }
 
@@ -21,8 +20,14 @@ func (t *table) add(s Sample) error {
 
 func (t *table) end() error {
 	machine(t.w)
-	t.kills(PartKill)
-	t.kills(PartSizes)
+	t.print()
+	return t.bars()
+}
+
+func (t *table) print() {
+	t.kills(PartKill, "")
+	t.kills(PartBusy, fmt.Sprintf(" while %d others want each CPU", hogsPerCPU))
+	t.kills(PartSizes, "")
 	t.memory()
 	t.readings(PartSnapshot, "Reading %d processes and their descriptors, ms", "DESCRIPTORS", func(s []Sample) string {
 		return fmt.Sprint(s[0].Descriptors)
@@ -30,7 +35,6 @@ func (t *table) end() error {
 	t.readings(PartStart, "bpfkill as a whole, %d processes on the machine, ms", "PEAK MiB", func(s []Sample) string {
 		return fmt.Sprintf("%.1f", spreadOf(s, maxRSS).max/(1<<20))
 	})
-	return t.bars()
 }
 
 // of picks the samples of one row. Processes of 0 are any.
@@ -62,9 +66,9 @@ func ms(s spread) string {
 	return fmt.Sprintf("%.2f\t%.2f … %.2f", s.median/1e6, s.min/1e6, s.max/1e6)
 }
 
-func (t *table) kills(part string) {
+func (t *table) kills(part, how string) {
 	for _, n := range list(t, part, processesOf) {
-		fmt.Fprintf(t.w, "\nKilling %d sleeping processes, %d runs of each in turns, ms: median, and least … most\n\n", n, t.runs)
+		fmt.Fprintf(t.w, "\nKilling %d sleeping processes%s, %d runs of each in turns, ms: median, and least … most\n\n", n, how, t.runs(part, n))
 		tw := tabwriter.NewWriter(t.w, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(tw, "STRATEGY\tWINDOW\t\tAGAINST BPFKILL\tRAN INSIDE\tGONE AFTER\t\tWHOLE\t\t")
 		us := spreadOf(t.of(part, ours, n), windowNS)
@@ -84,6 +88,16 @@ func (t *table) kills(part string) {
 		}
 		tw.Flush()
 	}
+}
+
+// runs counts the turns.
+func (t *table) runs(part string, processes int) (n int) {
+	for _, s := range t.samples {
+		if s.Part == part && s.Processes == processes {
+			n = max(n, s.Run+1)
+		}
+	}
+	return n
 }
 
 func (t *table) memory() {
