@@ -75,10 +75,10 @@ func (t *table) windowBars() (out []bar) {
 		out = append(out, bar{"window of bpfkill against kill(-pgid) under SCHED_FIFO", false, 1.25, r, ""})
 	}
 	if r, ok := t.ratio(PartBusy, pkill, ours, size, windowNS); ok {
-		out = append(out, bar{"the first of these while others want the CPUs", true, 25, r, ""})
+		out = append(out, bar{"pkill -9 against bpfkill while others want the CPUs", true, 25, r, ""})
 	}
 	if r, ok := t.ratio(PartBusy, cgroupKill, ours, size, windowNS); ok {
-		out = append(out, bar{"the second", true, 25, r, ""})
+		out = append(out, bar{"cgroup.kill against bpfkill while others want the CPUs", true, 25, r, ""})
 	}
 	var per []float64
 	for _, n := range list(t, PartSizes, processesOf) {
@@ -122,7 +122,10 @@ func (t *table) otherBars() (out []bar) {
 		out = append(out, bar{"whole kill, from the start of the program to the last process gone, against pkill -9", false, 2, r, ""})
 	}
 	if r, ok := t.ratio(PartMemory, ours, pkill, 0, freeNS); ok {
-		out = append(out, bar{"memory free again against pkill -9", false, 1.2, r, ""})
+		out = append(out, bar{"memory free again, from the start of the program, against pkill -9", false, 1.2, r, ""})
+	}
+	if r, ok := t.ratio(PartMemory, ours, pkill, 0, freeAfterNS); ok {
+		out = append(out, bar{"the same from the first signal", false, 1.2, r, ""})
 	}
 	if s := t.of(PartSnapshot, ourSnapshot, 0); len(s) > 0 {
 		out = append(out, bar{"snapshot of 10,000 processes with 100,000 descriptors", false, 60, spreadOf(s, wholeNS).median / 1e6, " ms"})

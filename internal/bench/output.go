@@ -105,7 +105,11 @@ func ran(s *Sample) uint64      { return uint64(s.Ran) }
 func goneNS(s *Sample) uint64   { return s.GoneNS }
 func wholeNS(s *Sample) uint64  { return s.WholeNS }
 func freeNS(s *Sample) uint64   { return s.FreeNS }
-func maxRSS(s *Sample) uint64   { return uint64(s.MaxRSSBytes) }
+
+// freeAfterNS is from the first signal on.
+func freeAfterNS(s *Sample) uint64 { return s.FreeNS - (s.WholeNS - s.GoneNS) }
+
+func maxRSS(s *Sample) uint64 { return uint64(s.MaxRSSBytes) }
 
 // spread is what several runs gave.
 type spread struct{ median, min, max float64 }

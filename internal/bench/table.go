@@ -107,10 +107,10 @@ func (t *table) memory() {
 	}
 	fmt.Fprintf(t.w, "\nKilling %d processes of %d MiB, from the start of the program, ms\n\n", memoryProcesses, memoryMiB)
 	tw := tabwriter.NewWriter(t.w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "STRATEGY\tMEMORY FREE\t\tWHOLE\t\tWINDOW\t\t")
+	fmt.Fprintln(tw, "STRATEGY\tMEMORY FREE\t\tSINCE THE FIRST SIGNAL\t\tWINDOW\t\t")
 	for _, name := range rows {
 		samples := t.of(PartMemory, name, 0)
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t\n", find(name).what, ms(spreadOf(samples, freeNS)), ms(spreadOf(samples, wholeNS)),
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t\n", find(name).what, ms(spreadOf(samples, freeNS)), ms(spreadOf(samples, freeAfterNS)),
 			ms(spreadOf(samples, windowNS)))
 	}
 	tw.Flush()
