@@ -1,7 +1,9 @@
 package storm
 
 import (
+	"errors"
 	"fmt"
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -216,26 +218,50 @@ const arenaSize = 1 << 20
 // arenas are the mappings that a storm's processes share with their owner (the
 // scripts) or copy when they write (the scratch page).
 type arenas struct {
+	file             *os.File // of the scripts
 	scripts, scratch []byte
 }
 
 func newArenas() (*arenas, error) {
+	fd, err := unix.MemfdCreate("wakestorm-scripts", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("create memory for the scripts: %w", err)
+	}
+	a := &arenas{file: os.NewFile(uintptr(fd), "memfd:wakestorm-scripts")}
+	if err := a.file.Truncate(arenaSize); err != nil {
+		return nil, errors.Join(fmt.Errorf("size the scripts: %w", err), a.file.Close())
+	}
 	// Shared, because fork copies no page tables for it.
-	scripts, err := unix.Mmap(-1, 0, arenaSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
-	if err != nil {
-		return nil, fmt.Errorf("map the scripts: %w", err)
+	if a.scripts, err = unix.Mmap(fd, 0, arenaSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+		return nil, errors.Join(fmt.Errorf("map the scripts: %w", err), a.file.Close())
 	}
-	scratch, err := unix.Mmap(-1, 0, unix.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
-	if err != nil {
-		unix.Munmap(scripts)
-		return nil, fmt.Errorf("map the scratch page: %w", err)
+	if a.scratch, err = unix.Mmap(-1, 0, unix.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
+		return nil, errors.Join(fmt.Errorf("map the scratch page: %w", err), unix.Munmap(a.scripts), a.file.Close())
 	}
-	return &arenas{scripts, scratch}, nil
+	return a, nil
 }
 
+// seal ends the writing of scripts. Call it before the first fork.
+func (a *arenas) seal() error { return mapForReading(a.file, a.scripts) }
+
 func (a *arenas) close() {
+	a.file.Close()
 	unix.Munmap(a.scripts)
 	unix.Munmap(a.scratch)
+}
+
+// mapForReading maps f anew where mem maps it, from a descriptor that cannot write:
+// then it is no memory that can be written, and is shared with nobody in that sense.
+func mapForReading(f *os.File, mem []byte) error {
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s for reading: %w", f.Name(), err)
+	}
+	defer unix.Close(fd)
+	if _, err := unix.MmapPtr(fd, 0, unsafe.Pointer(&mem[0]), uintptr(len(mem)), unix.PROT_READ, unix.MAP_SHARED|unix.MAP_FIXED); err != nil {
+		return fmt.Errorf("map %s for reading: %w", f.Name(), err)
+	}
+	return nil
 }
 
 func (a *arenas) builder(opts Options) *builder {

@@ -53,8 +53,9 @@ type Mark struct {
 }
 
 type marks struct {
-	file *os.File
-	mem  []byte
+	file   *os.File
+	mem    []byte
+	sealed bool
 }
 
 // newMarks creates the shared memory for n processes in the file at path, or
@@ -112,6 +113,20 @@ func (m *marks) describe(i int, comm string) {
 	s := m.slot(i)
 	binary.NativeEndian.PutUint32(s[slotIndex:], uint32(i))
 	copy(s[slotComm:slotComm+15], comm)
+}
+
+// seal ends the owner's own writing: it maps the marks anew, where they were, from
+// a descriptor that cannot write. From then on the members share memory that can be
+// written with nobody but each other.
+func (m *marks) seal() error {
+	if m.sealed {
+		return nil
+	}
+	if err := mapForReading(m.file, m.mem); err != nil {
+		return err
+	}
+	m.sealed = true
+	return nil
 }
 
 // freeze copies the marks into memory of the owner's own and lets go of the

@@ -39,7 +39,7 @@ func (s *Storm) WaitReady(ctx context.Context) error {
 			pause = time.Millisecond
 		}
 		if pending = rest; len(pending) == 0 {
-			return nil
+			return s.marks.seal()
 		}
 		if err := wait(ctx, pause); err != nil {
 			return fmt.Errorf("%d of %d processes are not asleep (first: %s): %w", len(pending), len(s.members), s.describe(pending[0]), err)

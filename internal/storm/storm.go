@@ -135,7 +135,7 @@ func (s *Storm) stage(ctx context.Context) error {
 	b := s.arenas.builder(s.opts)
 	s.topology.build(b, s.opts.Processes)
 	zero := b.constant(make([]byte, 32))
-	if err := b.finish(); err != nil {
+	if err := errors.Join(b.finish(), s.arenas.seal()); err != nil {
 		return err
 	}
 	s.members, s.starts = b.members, make([]uint64, len(b.members))
