@@ -26,12 +26,9 @@ type lab struct {
 }
 
 func newLab(o *Options) (l *lab, err error) {
-	l = &lab{Options: o, cgroup: os.Getenv(cgroupVariable)}
-	if l.dir, err = os.MkdirTemp("", "wakestorm-bench-"); err != nil {
-		return nil, err
-	}
+	l = &lab{Options: o, cgroup: os.Getenv(cgroupVariable), dir: os.Getenv(dirVariable)}
 	if err := loader.Prepare(); err != nil {
-		return nil, errors.Join(err, l.close())
+		return nil, err
 	}
 	if l.snapshotter, err = loader.NewSnapshotter(loader.SnapshotOptions{}); err != nil {
 		return nil, errors.Join(err, l.close())
@@ -51,7 +48,7 @@ func (l *lab) close() error {
 	if l.snapshotter != nil {
 		errs = append(errs, l.snapshotter.Close())
 	}
-	return errors.Join(append(errs, os.RemoveAll(l.dir))...)
+	return errors.Join(errs...)
 }
 
 // chosen are the strategies of these names that can be run here.

@@ -20,6 +20,7 @@ import (
 const (
 	roleVariable   = "WAKESTORM_BENCH_ROLE"
 	cgroupVariable = "WAKESTORM_BENCH_CGROUP"
+	dirVariable    = "WAKESTORM_BENCH_DIR" // for temporary files
 
 	roleInside = "inside" // pid 1 of the namespace
 	roleTimer  = "timer"  // runs a program and says what it took
@@ -51,9 +52,14 @@ func Outside() (ran bool, err error) {
 			err = errors.Join(err, rerr)
 		}
 	}()
+	dir, err := os.MkdirTemp("", "wakestorm-bench-")
+	if err != nil {
+		return true, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), roleVariable+"="+roleInside, cgroupVariable+"="+cgroup)
+	cmd.Env = append(os.Environ(), roleVariable+"="+roleInside, cgroupVariable+"="+cgroup, dirVariable+"="+dir)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS,
