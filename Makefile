@@ -16,7 +16,7 @@
 #   make vmtest-scale   10,000 processes, 64 MiB, 20 MiB: what bpfkill needs, in machines of 3 GiB
 #   make incident   the incident, staged with a swap disk in fresh machines: tables and picture of docs/incident.md
 #                   INCIDENT_RUNS=5 INCIDENT_KERNELS=6.1,6.12,7 INCIDENT_STRATEGIES=all
-#                   INCIDENT_CPUS=1 INCIDENT_MEMORY_MIB=512 INCIDENT_SERVERS=128 INCIDENT_ROUTER_MIB=8
+#                   INCIDENT_CPUS=2 INCIDENT_MEMORY_MIB=512 INCIDENT_SERVERS=128 INCIDENT_ROUTER_MIB=8
 #   make incident-plot   tables and picture again, from the results that are there
 #   make accuracy   kill every topology and compare who was said to wake with who did (root)
 #                   ACCURACY_RUNS=20 ACCURACY_SIZES=1,10,300   how often, and how large

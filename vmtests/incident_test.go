@@ -208,7 +208,7 @@ func readIncidentSettings() (*incidentSettings, error) {
 		{"INCIDENT_SERVERS", &set.servers, 128},
 		{"INCIDENT_ROUTER_MIB", &set.routerMiB, 8},
 		{"INCIDENT_MEMORY_MIB", &set.memoryMiB, 512},
-		{"INCIDENT_CPUS", &set.cpus, 1},
+		{"INCIDENT_CPUS", &set.cpus, 2},
 	} {
 		*number.value = number.standard
 		if text := os.Getenv(number.variable); text != "" {
