@@ -59,7 +59,7 @@ func (v *flagValues) flags() (selection, kill, output *pflag.FlagSet) {
 	k.StringVar(&v.bystandersName, "bystanders", "wake", "`HOW` the rest of those are treated: wake (default)")
 	k.StringArrayVar(&v.target.Protect, "protect", nil, "never kill those whose name matches `REGEX` (repeatable)")
 	k.StringVar(&v.engine, "engine", engineAuto, "deliver signals by `NAME`: auto (default; the best that\nthis kernel has), batch, cgroup, loop")
-	k.StringVar(&v.corral, "corral", corralAuto, "keep the kill set from running during the window: `MODE` auto\n(default; all of it on bpfkill's own CPU), off")
+	k.StringVar(&v.corral, "corral", corralAuto, "`HOW` the kill set is kept from running in the window:\nauto (default; all of it on bpfkill's own CPU), off")
 	k.IntVar(&v.max, "max", 0, "refuse to kill more than `N` processes (default: 0,\nno limit)")
 	k.DurationVar(&v.timeout, "timeout", 10*time.Second, "wait `TIME` for processes to exit (default 10s)")
 	k.BoolVarP(&v.dryRun, "dry-run", "n", false, "print the plan and signal nobody")

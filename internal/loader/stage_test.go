@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -49,6 +50,18 @@ func asleepIn(pid, tid int, number uintptr) bool {
 	stat, err := os.ReadFile(dir + "stat")
 	_, after, _ := strings.Cut(string(stat), ") ")
 	return err == nil && strings.HasPrefix(after, "S")
+}
+
+// someThreadIn reports whether any thread of a process sleeps in a system call.
+func someThreadIn(pid int, number uintptr) bool {
+	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(tasks, func(e os.DirEntry) bool {
+		tid, err := strconv.Atoi(e.Name())
+		return err == nil && asleepIn(pid, tid, number)
+	})
 }
 
 // sleepIn runs a system call that blocks on a thread of this process and returns

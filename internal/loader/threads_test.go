@@ -124,6 +124,7 @@ func TestSwitchesToTheDoomed(t *testing.T) {
 		{"while the corral is closed", delivered, false, true},
 		{"after the release", released, false, false},
 	} {
+		eventually(t, "it sleeps until the next line", func() bool { return someThreadIn(p.PID, unix.SYS_READ) })
 		*phase.store = 1
 		window, reap := e.Switches()
 		if _, err := p.in.Write([]byte("run\n")); err != nil {
