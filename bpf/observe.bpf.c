@@ -88,6 +88,16 @@ int BPF_PROG(process_exit, struct task_struct *task)
 	return 0;
 }
 
+/* The last switch away from the dead: where process_exit was passed over, the exit
+ * is as late as this. Nothing is passed over here, with preemption off. */
+static __always_inline void stamp_end(struct task_struct *task)
+{
+	struct doomed *d = find_doomed(task);
+
+	if (d && !d->exit_ns && !BPF_CORE_READ(task, signal, live.counter))
+		d->exit_ns = bpf_ktime_get_ns();
+}
+
 static __always_inline bool count_wake(struct wake_key *key, struct task_struct *wakee)
 {
 	struct wake *w = bpf_map_lookup_elem(&wakes, key);
@@ -238,10 +248,12 @@ int BPF_PROG(switching, bool preempt, struct task_struct *prev)
 	struct doomed *d;
 	__u32 state;
 
-	if (!following || preempt || !observing)
+	if (preempt || !observing)
 		return 0;
 	state = task_state(prev);
-	if (!(state & (TASK_INTERRUPTIBLE | TASK_STOPPED | TASK_TRACED | TASK_DEAD)))
+	if (state & TASK_DEAD)
+		stamp_end(prev);
+	if (!following || !(state & (TASK_INTERRUPTIBLE | TASK_STOPPED | TASK_TRACED | TASK_DEAD)))
 		return 0;
 	f = find_followed();
 	if (!f)

@@ -221,7 +221,7 @@ func (a *accuracy) measure(t *testing.T, topologies []*storm.Topology, size int,
 		return
 	}
 	if lost := o.report.Result.LostEvents; lost != 0 {
-		t.Errorf("%s %s: %d events lost", names(topologies), what, lost)
+		t.Errorf("%s %s: %d events lost: %+v", names(topologies), what, lost, o.report.Result.Lost)
 	}
 	home := map[int32]*storm.Storm{}
 	for _, s := range storms {

@@ -191,6 +191,7 @@ func (m *measurement) outcome(out *window.Outcome) {
 	for k, f := range m.fate {
 		if f.SignalledNS != 0 && f.ExitNS == 0 && !alive[k] {
 			m.result.LostEvents++ // it died, and nobody saw it
+			m.result.Lost.Exits++
 		}
 		if f.Inherited && f.SignalledNS != 0 {
 			m.result.Signalled++

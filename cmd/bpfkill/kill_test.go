@@ -168,6 +168,6 @@ func checkKill(t *testing.T, r report.Report, members int, mutual bool) {
 		t.Errorf("nothing measured: window %d ns, exits %+v", res.WindowNS, res.ExitNS)
 	}
 	if res.LostEvents != 0 {
-		t.Errorf("lost_events is %d", res.LostEvents)
+		t.Errorf("lost_events is %d: %+v", res.LostEvents, res.Lost)
 	}
 }

@@ -30,7 +30,10 @@ func newMeasurement(g *waitgraph.Graph, p *plan.Plan, seen *loader.Observation, 
 		fate:  make(map[waitgraph.KernelIdentity]loader.Fate, len(seen.Fates)),
 		result: report.Result{
 			Survivors: []report.Survivor{}, Skipped: []report.Skipped{}, Wakes: []report.Wake{},
-			LostEvents: seen.Lost,
+			LostEvents: seen.Lost.Sum(),
+			Lost: report.Lost{
+				Wakes: seen.Lost.Wakes, Forks: seen.Lost.Forks, Signals: seen.Lost.Signals, TCPStates: seen.Lost.TCPStates,
+			},
 		},
 	}
 	for i := range g.Processes {

@@ -174,14 +174,23 @@ type Wake struct {
 type Observation struct {
 	Fates []Fate
 	Wakes []Wake
-	// Lost counts wakes and forks that found no space, and forks, signals and
-	// changes of TCP states that the kernel did not let the programs see. Whether
-	// each exit was seen its ExitNS tells.
-	Lost uint64
+	Lost  Lost
 	// SwapIns says that the wakes' swap-ins could be counted: the kernel lets
 	// programs attach to its functions (CONFIG_FUNCTION_TRACER).
 	SwapIns bool
 }
+
+// Lost counts what there was no space for, and what the kernel did not let the
+// programs see. Whether each exit was seen its ExitNS tells.
+type Lost struct {
+	Wakes     uint64 // without space, or without a stack that could be read
+	Forks     uint64 // without space or not seen, at most
+	Signals   uint64 // that killed, and were not seen
+	TCPStates uint64 // changes that were not seen, at most
+}
+
+// Sum is how many were lost in all.
+func (l *Lost) Sum() uint64 { return l.Wakes + l.Forks + l.Signals + l.TCPStates }
 
 // Collect reads what was measured.
 func (o *Observer) Collect() (*Observation, error) {
@@ -201,35 +210,37 @@ func (o *Observer) Collect() (*Observation, error) {
 	if obs.Wakes, err = o.wakes(); err != nil {
 		return nil, err
 	}
-	var lost uint64
-	if err := o.coll.Variables["lost_events"].Get(&lost); err != nil {
-		return nil, fmt.Errorf("read lost events: %w", err)
+	if obs.Lost, err = o.lost(obs.Fates); err != nil {
+		return nil, err
+	}
+	return obs, nil
+}
+
+func (o *Observer) lost(fates []Fate) (l Lost, err error) {
+	if err := o.coll.Variables["lost_events"].Get(&l.Wakes); err != nil {
+		return l, fmt.Errorf("read lost events: %w", err)
 	}
 	forks, err := o.exec.LostForks()
 	if err != nil {
-		return nil, fmt.Errorf("read lost forks: %w", err)
+		return l, fmt.Errorf("read lost forks: %w", err)
 	}
 	// Of the programs that the kernel passed over, only what shows: a process that
 	// dies of a signal that nobody saw. And of TCP states, which nothing else tells.
 	// Waking misses what an interrupt in the middle of it wakes, and would not count
 	// that anyway.
-	for i := range obs.Fates {
-		if f := &obs.Fates[i]; f.DeliveredNS != 0 && f.SignalledNS == 0 {
-			lost++
+	for i := range fates {
+		if f := &fates[i]; f.DeliveredNS != 0 && f.SignalledNS == 0 {
+			l.Signals++
 		}
 	}
-	missed, err := missedRuns(o.coll, interruptible)
-	if err != nil {
-		return nil, err
+	if l.TCPStates, err = missedRuns(o.coll, interruptible); err != nil {
+		return l, err
 	}
 	// At most, where there are seconds: what one copy missed the other has
 	// nearly always seen.
 	missedForks, err := missedRuns(o.exec.coll, executeProgTrackFork)
-	if err != nil {
-		return nil, err
-	}
-	obs.Lost = lost + forks + missed + missedForks
-	return obs, nil
+	l.Forks = forks + missedForks
+	return l, err
 }
 
 // Woken says who has been woken so far, while the observer records.

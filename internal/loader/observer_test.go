@@ -19,8 +19,8 @@ func wakesOf(t *testing.T, o *Observer, p waitgraph.Process) []Wake {
 	t.Helper()
 	obs, err := o.Collect()
 	must(t, err)
-	if obs.Lost != 0 {
-		t.Errorf("%d events lost", obs.Lost)
+	if obs.Lost.Sum() != 0 {
+		t.Errorf("events lost: %+v", obs.Lost)
 	}
 	var out []Wake
 	for _, w := range obs.Wakes {
@@ -187,8 +187,8 @@ func TestLostWakesAreCounted(t *testing.T) {
 	for _, w := range obs.Wakes {
 		counted += w.Count
 	}
-	if obs.Lost == 0 || counted+obs.Lost < readers {
-		t.Errorf("%d wakes counted and %d lost of at least %d", counted, obs.Lost, readers)
+	if obs.Lost.Wakes == 0 || counted+obs.Lost.Wakes < readers {
+		t.Errorf("%d wakes counted and %d lost of at least %d", counted, obs.Lost.Wakes, readers)
 	}
 }
 

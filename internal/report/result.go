@@ -23,6 +23,17 @@ type Result struct {
 	FreedBytes     uint64 `json:"freed_bytes"`
 	ExitNS         ExitNS `json:"exit_ns"`
 	LostEvents     uint64 `json:"lost_events"`
+	Lost           Lost   `json:"lost"` // the same by kind
+}
+
+// Lost counts what was not measured. Forks and changes of TCP states are at most
+// so many.
+type Lost struct {
+	Wakes     uint64 `json:"wakes"`
+	Forks     uint64 `json:"forks"`
+	Signals   uint64 `json:"signals"`
+	Exits     uint64 `json:"exits"`
+	TCPStates uint64 `json:"tcp_states"`
 }
 
 // Survivor is a member of the kill set that outlived the timeout.
