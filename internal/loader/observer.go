@@ -39,6 +39,16 @@ var stampers = []string{observeProgSignalGenerate, observeProgSignalDeliver, obs
 // well, on every kernel: software interrupts receive what closes a socket.
 const interruptible = observeProgSetSockState
 
+// copiesOfInterruptible is how many more of it there are. Where tracepoints are
+// preemptible a burst of exits may have two of them busy on one CPU, and what is
+// missed here nothing else tells.
+func copiesOfInterruptible() int {
+	if preemptible() {
+		return len(ordinals)
+	}
+	return 1
+}
+
 // counters are the programs that have no second: they run with preemption off.
 var counters = []string{observeProgWaking, observeProgSwitching}
 
@@ -64,7 +74,7 @@ func newObserver(exec *Executor, wakes uint32) (*Observer, error) {
 	opts := collectionOptions()
 	opts.MapReplacements = map[string]*ebpf.Map{observeMapDoomed: doomed}
 	addSeconds(spec, stampers...)
-	addCopies(spec, interruptible)
+	addCopies(spec, copiesOfInterruptible(), interruptible)
 	o := &Observer{exec: exec}
 	if o.coll, o.swapIns, err = loadObserver(spec, opts); err != nil {
 		return nil, fmt.Errorf("load observe programs: %w", err)

@@ -2,6 +2,7 @@ package loader
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -13,8 +14,18 @@ import (
 // first one's preempted run has not got to it yet.
 const preemptibleMajor = 7
 
-// secondOf names the second copy of a program.
-func secondOf(program string) string { return program + "_second" }
+// ordinals are what the further copies of a program are called.
+var ordinals = []string{"_second", "_third", "_fourth"}
+
+// copiesOf lists a program and its copies, as far as they were loaded.
+func copiesOf(coll *ebpf.Collection, program string) (all []*ebpf.Program) {
+	for _, ordinal := range append([]string{""}, ordinals...) {
+		if p := coll.Programs[program+ordinal]; p != nil {
+			all = append(all, p)
+		}
+	}
+	return all
+}
 
 // preemptible reports whether tracepoints are. Without a release that can be read
 // they are taken not to be.
@@ -32,29 +43,27 @@ func preemptible() bool {
 // Running both must do no harm.
 func addSeconds(spec *ebpf.CollectionSpec, programs ...string) {
 	if preemptible() {
-		addCopies(spec, programs...)
+		addCopies(spec, 1, programs...)
 	}
 }
 
-// addCopies gives programs a second copy.
-func addCopies(spec *ebpf.CollectionSpec, programs ...string) {
+// addCopies gives each program so many further copies.
+func addCopies(spec *ebpf.CollectionSpec, copies int, programs ...string) {
 	for _, name := range programs {
-		spec.Programs[secondOf(name)] = spec.Programs[name].Copy()
+		for _, ordinal := range ordinals[:copies] {
+			spec.Programs[name+ordinal] = spec.Programs[name].Copy()
+		}
 	}
 }
 
-// attachTracepoint attaches a tp_btf program, and its second if it has one. The
+// attachTracepoint attaches a tp_btf program, and its copies if it has some. The
 // caller closes the links, on error too.
 func attachTracepoint(coll *ebpf.Collection, program string) ([]link.Link, error) {
 	var links []link.Link
-	for _, name := range []string{program, secondOf(program)} {
-		p := coll.Programs[name]
-		if p == nil {
-			continue
-		}
+	for _, p := range copiesOf(coll, program) {
 		l, err := link.AttachTracing(link.TracingOptions{Program: p})
 		if err != nil {
-			return links, fmt.Errorf("attach %s: %w", name, err)
+			return links, fmt.Errorf("attach %s: %w", program, err)
 		}
 		links = append(links, l)
 	}
@@ -62,21 +71,22 @@ func attachTracepoint(coll *ebpf.Collection, program string) ([]link.Link, error
 }
 
 // missedRuns counts how often the kernel passed programs over, at most: what
-// both copies of one missed. It is 0 before v5.12, which does not count.
+// every copy of one missed. It is 0 before v5.12, which does not count.
 func missedRuns(coll *ebpf.Collection, programs ...string) (n uint64, err error) {
 	for _, program := range programs {
-		missed, err := recursionMisses(coll.Programs[program])
-		if err != nil {
-			return 0, err
+		copies := copiesOf(coll, program)
+		if len(copies) == 0 {
+			continue
 		}
-		if second := coll.Programs[secondOf(program)]; second != nil {
-			again, err := recursionMisses(second)
+		least := uint64(math.MaxUint64)
+		for _, p := range copies {
+			missed, err := recursionMisses(p)
 			if err != nil {
 				return 0, err
 			}
-			missed = min(missed, again)
+			least = min(least, missed)
 		}
-		n += missed
+		n += least
 	}
 	return n, nil
 }
