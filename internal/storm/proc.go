@@ -73,7 +73,9 @@ func blockedIn(pid int) (int, error) {
 func signal(pid int, sig unix.Signal, accept func(stat) bool) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		if errors.Is(err, unix.ESRCH) {
+		// EINVAL: the number is still there, but no process of that number: it is
+		// being reaped, or a thread of somebody else's.
+		if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
 			return nil
 		}
 		return fmt.Errorf("open pidfd of %d: %w", pid, err)
