@@ -30,8 +30,12 @@ type incidentSettings struct {
 
 const incidentSwapMiB = 6 << 10 // sparse
 
-// incidentModules are what the swap disk needs.
-var incidentModules = []string{"virtio_pci", "virtio_blk"}
+// incidentModules are what the swap disk needs, and incidentBus where that is no
+// part of the kernel.
+var (
+	incidentModules = []string{"virtio_blk"}
+	incidentBus     = []string{"virtio_pci"}
+)
 
 var incidentProgram = testPackage{path: "./vmtests/incident", timeout: 12 * time.Minute}
 
@@ -62,7 +66,7 @@ func TestIncident(t *testing.T) {
 		if k, err = cache.Load(k); err != nil {
 			t.Fatal(err)
 		}
-		initramfs, err := withModules(t, base, k, incidentModules)
+		initramfs, err := withModules(t, base, k, incidentModules, incidentBus...)
 		if err != nil {
 			t.Fatal(err)
 		}

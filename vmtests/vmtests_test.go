@@ -178,7 +178,7 @@ func summary(r run) string {
 
 // withModules returns an initramfs that also holds the wanted modules of k. A
 // kernel given by path is taken to have them built in.
-func withModules(t *testing.T, base string, k Kernel, wanted []string) (string, error) {
+func withModules(t *testing.T, base string, k Kernel, wanted []string, optional ...string) (string, error) {
 	if len(wanted) == 0 || k.Modules == "" {
 		return base, nil
 	}
@@ -186,12 +186,8 @@ func withModules(t *testing.T, base string, k Kernel, wanted []string) (string, 
 	if err != nil {
 		return "", err
 	}
-	for _, m := range optionalModules {
-		if tree.has(m) {
-			wanted = append(slices.Clone(wanted), m)
-		}
-	}
-	loaded, err := tree.load(wanted...)
+	optional = slices.DeleteFunc(slices.Concat(optional, optionalModules), func(m string) bool { return !tree.has(m) })
+	loaded, err := tree.load(append(optional, wanted...)...)
 	if err != nil {
 		return "", err
 	}
