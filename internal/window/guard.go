@@ -79,6 +79,9 @@ type restorer struct {
 	// What children of the recorded inherit instead of the corral, by parent, and
 	// where that is gone by process group and by session.
 	parents, groups, sessions map[int32]affinity.Set
+	// What any of the recorded may use: for descendants whose origin is not to be
+	// seen any more.
+	anybody affinity.Set
 }
 
 func newRestorer(t *table) *restorer {
@@ -88,6 +91,9 @@ func newRestorer(t *table) *restorer {
 	}
 	for i := range t.len() {
 		e, wanted := &t.entries[i], t.wanted(i)
+		for word := range wanted {
+			r.anybody[word] |= wanted[word]
+		}
 		r.parents[e.pid] = wanted
 		if e.pgid != 0 {
 			r.groups[e.pgid] = wanted
@@ -200,7 +206,9 @@ func (r *restorer) sweep() (found int, err error) {
 		if wanted, ok := r.related(int32(pid), &st); ok {
 			n := r.letOut(pid, &wanted)
 			if n > 0 {
-				r.parents[int32(pid)] = wanted // its children are its own
+				// Its children are its own, and those of its group and session.
+				r.parents[int32(pid)] = wanted
+				r.groups[st.pgrp], r.sessions[st.session] = wanted, wanted
 			}
 			found += n
 		}
@@ -225,7 +233,19 @@ func (r *restorer) related(pid int32, st *stat) (affinity.Set, bool) {
 			return wanted, true
 		}
 	}
+	// A daemon: it was forked twice, with a session of its own in between, and who
+	// could tell of its origin has died. That somebody else's daemon was started in
+	// the same moment, and on this CPU alone, is a small risk beside one that stays.
+	if st.ppid == 1 || !exists(st.session) {
+		return r.anybody, true
+	}
 	return affinity.Set{}, false
+}
+
+// exists reports whether there is a process of that number.
+func exists(pid int32) bool {
+	_, err := readStat(int(pid))
+	return err == nil
 }
 
 // letOut restores the threads of a process that were born confined.

@@ -26,6 +26,9 @@ type guardian struct {
 	conn  *os.File
 	memfd *os.File
 	table *table // once made
+
+	awaited bool  // awaitReady has been called
+	ready   error // what it returned
 }
 
 // startGuardian does not wait until the guardian is ready.
@@ -55,8 +58,15 @@ func startGuardian() (*guardian, error) {
 	return g, nil
 }
 
-// awaitReady waits until the guardian guards.
+// awaitReady waits until the guardian guards. Once is enough: the outcome stays.
 func (g *guardian) awaitReady(limit time.Duration) error {
+	if !g.awaited {
+		g.awaited, g.ready = true, g.wait(limit)
+	}
+	return g.ready
+}
+
+func (g *guardian) wait(limit time.Duration) error {
 	poll := []unix.PollFd{{Fd: int32(g.conn.Fd()), Events: unix.POLLIN}}
 	for deadline := time.Now().Add(limit); ; {
 		n, err := unix.Poll(poll, int(max(0, time.Until(deadline)).Milliseconds()))
@@ -85,8 +95,13 @@ func (g *guardian) dismiss() error {
 		g.table.finish()
 		errs = append(errs, g.table.unmap())
 	}
+	// It has nothing left to do, and may be stopped, or starved by somebody.
 	errs = append(errs, g.conn.Close(), g.memfd.Close())
-	if err := g.cmd.Wait(); err != nil {
+	if err := g.cmd.Process.Kill(); !errors.Is(err, os.ErrProcessDone) {
+		errs = append(errs, err)
+	}
+	exit := (*exec.ExitError)(nil)
+	if err := g.cmd.Wait(); err != nil && !errors.As(err, &exit) {
 		errs = append(errs, fmt.Errorf("the guardian: %w", err))
 	}
 	return errors.Join(errs...)

@@ -78,6 +78,10 @@ func (s *stance) promote(priority uint32) bool {
 		s.note("the window may be longer: read scheduling policy", err)
 		return false
 	}
+	// Whoever is SCHED_FIFO already stays above its own other threads.
+	if old.Policy == unix.SCHED_FIFO || old.Policy == unix.SCHED_RR {
+		priority = min(max(priority, old.Priority+1), 99)
+	}
 	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: priority}
 	if err := unix.SchedSetAttr(0, &fifo, 0); err != nil {
 		s.note("the window may be longer: SCHED_FIFO (needs CAP_SYS_NICE)", err)

@@ -271,8 +271,11 @@ func (r *run) window() (opened bool, err error) {
 	defer func() { r.out.Window.Reap = reaper.end() }()
 	stance := raise(late.warn, late.detail)
 	defer stance.lower()
-	// Raising may take its time on a machine in distress: the deadline comes
-	// after it.
+	if r.guardian != nil {
+		_ = r.guardian.awaitReady(guardianPatience) // prepareCorral says what it says
+	}
+	// Raising may take its time on a machine in distress, and so may the guardian:
+	// the deadline comes after them.
 	if err := r.kernel.Arm(r.Timeout + armGrace); err != nil {
 		return false, err
 	}
