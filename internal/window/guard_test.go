@@ -10,7 +10,7 @@ import (
 
 // TestRelated: whom the guardian takes for a child of the confined.
 func TestRelated(t *testing.T) {
-	self := int32(os.Getpid()) // a session leader that lives, as far as this test goes
+	self := int32(os.Getpid())   // a session leader that lives, as far as this test goes
 	const nobody = math.MaxInt32 // the other numbers are beyond those of a fresh pid namespace
 	parent, group, session, anybody := affinity.Only(1), affinity.Only(2), affinity.Only(3), affinity.Only(4)
 	r := &restorer{
