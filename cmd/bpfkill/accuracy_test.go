@@ -210,17 +210,39 @@ func TestAccuracy(t *testing.T) {
 	a.check(t)
 }
 
-// measure stages one storm of each topology and kills the targets of all at once.
+// measure stages one storm of each topology and kills the targets of all at once. A
+// kill of which the report says that measurements were lost is not compared, but
+// made again: on 7.x, where tracepoints can be preempted, a burst of exits now and
+// then passes over every copy of the program for TCP states.
 func (a *accuracy) measure(t *testing.T, topologies []*storm.Topology, size int, load string) {
+	t.Helper()
+	const tries = 3
+	for try := range tries {
+		if a.measureOnce(t, topologies, size, load, try == tries-1) {
+			return
+		}
+	}
+}
+
+// measureOnce reports whether nothing was lost, or this was the last try.
+func (a *accuracy) measureOnce(t *testing.T, topologies []*storm.Topology, size int, load string, last bool) bool {
 	t.Helper()
 	storms := stageAll(t, topologies, size)
 	what := fmt.Sprintf("%d/%s", size, load)
 	o := runBpfkill(t, "--target", storm.Target, "--dependents", "none", "--timeout", "2m", "--output", "json")
 	if o.status != exitGone {
 		t.Errorf("%s %s: exit status %d, stderr %q", names(topologies), what, o.status, o.stderr)
-		return
+		return true
 	}
-	if lost := o.report.Result.LostEvents; lost != 0 {
+	if lost := o.report.Result.LostEvents; lost != 0 && !last {
+		t.Logf("%s %s: %d events lost, once more: %+v", names(topologies), what, lost, o.report.Result.Lost)
+		for _, s := range storms {
+			if err := s.Stop(); err != nil {
+				t.Error(err)
+			}
+		}
+		return false
+	} else if lost != 0 {
 		t.Errorf("%s %s: %d events lost: %+v", names(topologies), what, lost, o.report.Result.Lost)
 	}
 	home := map[int32]*storm.Storm{}
@@ -242,6 +264,7 @@ func (a *accuracy) measure(t *testing.T, topologies []*storm.Topology, size int,
 			t.Error(err)
 		}
 	}
+	return true
 }
 
 const burnVariable = "BPFKILL_TEST_BURN"
