@@ -51,7 +51,7 @@ func (d *doctor) examine(ctx context.Context) {
 	d.capabilities()
 	d.add(report.Feature{Name: "kernel symbols", Needed: true}, "", loader.CheckSymbols())
 	d.add(report.Feature{Name: "open files", Needed: true}, "", window.RaiseFileLimit())
-	missing := errors.Join(loader.CheckKernel(), procfs.CheckOwn(), loader.CheckCapabilities())
+	missing := surroundings()
 	if missing == nil {
 		missing = loader.Prepare()
 	}

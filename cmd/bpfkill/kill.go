@@ -98,19 +98,23 @@ func (s *session) run(ctx context.Context, stdout io.Writer) (err error) {
 // requirements says what kernel and privileges lack, before anything is
 // touched.
 func requirements() error {
-	if err := loader.CheckKernel(); err != nil {
-		return err
-	}
-	if err := procfs.CheckOwn(); err != nil {
-		return err
-	}
-	if err := loader.CheckCapabilities(); err != nil {
+	if err := surroundings(); err != nil {
 		return err
 	}
 	if err := window.RaiseFileLimit(); err != nil {
 		return err
 	}
 	return loader.Prepare()
+}
+
+// surroundings says what nothing can be tried without.
+func surroundings() error {
+	for _, check := range []func() error{loader.CheckKernel, procfs.CheckOwn, loader.CheckCapabilities} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // open loads the tools. batch is why the batch engine cannot work, nil if it can

@@ -9,6 +9,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"github.com/bpfkill/bpfkill/internal/procfs"
 )
 
 // Options say what to measure.
@@ -90,12 +92,8 @@ func Run(o Options, w io.Writer) error {
 // checkInside makes sure that nothing here can reach the machine's other
 // processes: this is pid 1, and /proc shows this namespace.
 func checkInside() error {
-	self, err := os.Readlink("/proc/self")
-	if err != nil {
-		return fmt.Errorf("read /proc/self: %w", err)
-	}
-	if os.Getpid() != 1 || self != "1" {
+	if os.Getpid() != 1 {
 		return errors.New("not in a pid namespace of its own, where killing by name is safe")
 	}
-	return nil
+	return procfs.CheckOwn()
 }

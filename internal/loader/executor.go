@@ -108,11 +108,7 @@ func (e *Executor) attach(program string) error {
 
 // Close detaches and unloads everything, and reports every error on the way.
 func (e *Executor) Close() error {
-	var errs []error
-	for _, l := range e.links {
-		errs = append(errs, l.Close())
-	}
-	e.coll.Close()
+	errs := []error{unload(e.coll, e.links)}
 	if e.words != nil {
 		errs = append(errs, e.words.close())
 	}

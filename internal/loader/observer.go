@@ -127,14 +127,7 @@ func loadsSwappedIn(spec *ebpf.CollectionSpec) bool {
 }
 
 // Close detaches and unloads the observer, and reports every error.
-func (o *Observer) Close() error {
-	var errs []error
-	for _, l := range o.links {
-		errs = append(errs, l.Close())
-	}
-	o.coll.Close()
-	return errors.Join(errs...)
-}
+func (o *Observer) Close() error { return unload(o.coll, o.links) }
 
 // Start begins to record. Call it before the window opens.
 func (o *Observer) Start() error {

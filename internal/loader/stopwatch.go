@@ -46,14 +46,7 @@ func NewStopwatch(processes int) (*Stopwatch, error) {
 }
 
 // Close detaches and unloads the stopwatch, and reports every error.
-func (w *Stopwatch) Close() error {
-	var errs []error
-	for _, l := range w.links {
-		errs = append(errs, l.Close())
-	}
-	w.coll.Close()
-	return errors.Join(errs...)
-}
+func (w *Stopwatch) Close() error { return unload(w.coll, w.links) }
 
 // Reset forgets the processes that were timed, and times these from now on.
 func (w *Stopwatch) Reset(procs []waitgraph.KernelIdentity) error {

@@ -1,6 +1,7 @@
 package loader
 
 import (
+	"errors"
 	"fmt"
 	"math"
 
@@ -68,6 +69,16 @@ func attachTracepoint(coll *ebpf.Collection, program string) ([]link.Link, error
 		links = append(links, l)
 	}
 	return links, nil
+}
+
+// unload detaches links, then unloads their collection, and reports every error.
+func unload(coll *ebpf.Collection, links []link.Link) error {
+	var errs []error
+	for _, l := range links {
+		errs = append(errs, l.Close())
+	}
+	coll.Close()
+	return errors.Join(errs...)
 }
 
 // missedRuns counts how often the kernel passed programs over, at most: what

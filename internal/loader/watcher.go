@@ -67,14 +67,7 @@ func NewWatcher(o WatcherOptions) (*Watcher, error) {
 }
 
 // Close detaches and unloads the watch, and reports every error.
-func (w *Watcher) Close() error {
-	var errs []error
-	for _, l := range w.links {
-		errs = append(errs, l.Close())
-	}
-	w.coll.Close()
-	return errors.Join(errs...)
-}
+func (w *Watcher) Close() error { return unload(w.coll, w.links) }
 
 // watchBuckets is BUCKETS of watch.bpf.c.
 const watchBuckets = 1 << 16

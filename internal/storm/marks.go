@@ -53,9 +53,8 @@ type Mark struct {
 }
 
 type marks struct {
-	file   *os.File
-	mem    []byte
-	sealed bool
+	file *os.File
+	mem  []byte
 }
 
 // newMarks creates the shared memory for n processes in the file at path, or
@@ -117,17 +116,8 @@ func (m *marks) describe(i int, comm string) {
 
 // seal ends the owner's own writing: it maps the marks anew, where they were, from
 // a descriptor that cannot write. From then on the members share memory that can be
-// written with nobody but each other.
-func (m *marks) seal() error {
-	if m.sealed {
-		return nil
-	}
-	if err := mapForReading(m.file, m.mem); err != nil {
-		return err
-	}
-	m.sealed = true
-	return nil
-}
+// written with nobody but each other. It may be called again.
+func (m *marks) seal() error { return mapForReading(m.file, m.mem) }
 
 // freeze copies the marks into memory of the owner's own and lets go of the
 // shared memory.
