@@ -11,6 +11,7 @@
 #                   VMTEST_ENV="NAME=value" VMTEST_LIMIT=30m      their environment, and how long each may take
 #                   VMTEST_ACCEL=kvm, VMTEST_JOBS=1, VMTEST_MEMORY_MIB=512, VMTEST_TAGS=…,
 #                   VMTEST_APPEND="kernel parameters"
+#                   VMTEST_STRICT=1      a test that fails once has failed: it is not run again alone
 #                   VMTEST_CONSOLE=DIR   write each guest's console there as it comes
 #   make vmtest-arm64   some of them under emulated arm64 kernels
 #   make vmtest-scale   10,000 processes, 64 MiB, 20 MiB: what bpfkill needs, in machines of 3 GiB

@@ -56,7 +56,7 @@ type run struct {
 }
 
 // decide boots the guest, a second time if the first died, and says so
-// through log. A verdict is final, whatever it says: a test is never retried.
+// through log. A verdict is final here, whatever it says.
 func decide(ctx context.Context, log func(format string, args ...any), boot func(context.Context) (run, error)) (run, error) {
 	result, err := boot(ctx)
 	var died *infrastructureError

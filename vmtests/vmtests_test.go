@@ -24,6 +24,7 @@ type settings struct {
 	packages  []testPackage
 	tags      string
 	fault     bool   // the tests must fail
+	strict    bool   // a failure is final
 	console   string // directory for the guests' consoles; empty for none
 	memoryMiB int
 	jobs      int
@@ -75,13 +76,13 @@ func TestKernels(t *testing.T) {
 			places <- struct{}{}
 			defer func() { <-places }()
 			defer func() { table.add(k.String(), t.Failed()) }()
-			testKernel(t, set, arch, k, base, &table)
+			testKernel(t, set, arch, k, base, p.manifest, &table)
 		})
 	}
 }
 
 // testKernel boots one kernel and judges its verdict.
-func testKernel(t *testing.T, set *settings, arch Arch, k Kernel, base string, table *results) {
+func testKernel(t *testing.T, set *settings, arch Arch, k Kernel, base string, m protocol.Manifest, table *results) {
 	packages := set.packages
 	initramfs, err := withModules(t, base, k, modules)
 	if err != nil {
@@ -126,8 +127,18 @@ func testKernel(t *testing.T, set *settings, arch Arch, k Kernel, base string, t
 		return
 	}
 	t.Log("console of the guest:\n" + result.console)
+	var again string
+	passed := !set.fault && !set.strict && unstable(t, guest, result.verdict, m, func(s string) { again = s })
 	for _, problem := range problems {
-		t.Error(problem)
+		if passed {
+			t.Log(problem)
+		} else {
+			t.Error(problem)
+		}
+	}
+	if again != "" {
+		t.Log(again)
+		problems = append(problems, again)
 	}
 	table.say(k.String(), problems, failureLines(result.console, 60))
 }
@@ -208,6 +219,7 @@ func readSettings() (*settings, error) {
 		packages: slices.Clone(programs),
 		tags:     os.Getenv("VMTEST_TAGS"),
 		fault:    os.Getenv("VMTEST_FAULT") != "",
+		strict:   os.Getenv("VMTEST_STRICT") != "",
 		console:  os.Getenv("VMTEST_CONSOLE"),
 	}
 	var err error
