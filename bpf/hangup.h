@@ -39,6 +39,12 @@ struct closer {
 struct hangup {
 	struct closer by;
 	__u64 at_ns; /* 0: none */
+
+	/* Which change of state this CPU took note of last: the copies of the program
+	 * that come after the one that did need not do it again. */
+	__u64 sk, task;
+	__u32 state;
+	__u32 pad;
 };
 
 /* Connections closed by the dying, as their peers see them. */
@@ -112,6 +118,26 @@ static __always_inline void record_hangup(struct closer *by)
 	h->by = *by;
 	h->at_ns = bpf_ktime_get_ns();
 	any_hangup = 1;
+}
+
+static __always_inline bool noted(struct sock *sk, struct task_struct *task, __u32 state)
+{
+	__u32 zero = 0;
+	struct hangup *h = bpf_map_lookup_elem(&hangups, &zero);
+
+	return h && h->sk == (__u64)sk && h->task == (__u64)task && h->state == state;
+}
+
+static __always_inline void note(struct sock *sk, struct task_struct *task, __u32 state)
+{
+	__u32 zero = 0;
+	struct hangup *h = bpf_map_lookup_elem(&hangups, &zero);
+
+	if (!h)
+		return;
+	h->sk = (__u64)sk;
+	h->task = (__u64)task;
+	h->state = state;
 }
 
 /* Who closed the connection whose segment this CPU is working on, NULL for

@@ -209,22 +209,19 @@ int BPF_PROG(waking, struct task_struct *wakee)
 	return 0;
 }
 
-/* A process closes a TCP socket, or its peer learns of it. */
-SEC("tp_btf/inet_sock_set_state")
-int BPF_PROG(set_sock_state, struct sock *sk, int old_state, int state)
+static __always_inline void take_note(struct sock *sk, struct task_struct *task, int state)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
 	struct endpoints e = {};
 	struct closer by = {}, *closer;
 	struct followed *f;
 
-	if (!observing || !read_endpoints(sk, &e))
-		return 0;
+	if (!read_endpoints(sk, &e))
+		return;
 	closer = bpf_map_lookup_elem(&closed, &e);
 	record_hangup(closer);
 	if (closer || (state != TCP_FIN_WAIT1 && state != TCP_LAST_ACK && state != TCP_CLOSE) ||
 	    !(BPF_CORE_READ(task, flags) & PF_EXITING))
-		return 0;
+		return;
 	f = find_dragged();
 	if (find_doomed(task)) {
 		by.tgid = BPF_CORE_READ(task, tgid);
@@ -233,10 +230,22 @@ int BPF_PROG(set_sock_state, struct sock *sk, int old_state, int state)
 		by.tgid = f->key.cause;
 		by.start_ns = f->key.cause_start_ns;
 	} else {
-		return 0;
+		return;
 	}
 	if (!record_close(&e, &by))
 		__sync_fetch_and_add(&lost_events, 1);
+}
+
+/* A process closes a TCP socket, or its peer learns of it. */
+SEC("tp_btf/inet_sock_set_state")
+int BPF_PROG(set_sock_state, struct sock *sk, int old_state, int state)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+
+	if (!observing || noted(sk, task, state))
+		return 0;
+	take_note(sk, task, state);
+	note(sk, task, state);
 	return 0;
 }
 

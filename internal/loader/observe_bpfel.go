@@ -61,9 +61,13 @@ type observeFollowed struct {
 }
 
 type observeHangup struct {
-	_    structs.HostLayout
-	By   observeCloser
-	AtNs uint64
+	_     structs.HostLayout
+	By    observeCloser
+	AtNs  uint64
+	Sk    uint64
+	Task  uint64
+	State uint32
+	Pad   uint32
 }
 
 type observeLandmark struct {

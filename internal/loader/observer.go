@@ -40,8 +40,9 @@ var stampers = []string{observeProgSignalGenerate, observeProgSignalDeliver, obs
 const interruptible = observeProgSetSockState
 
 // copiesOfInterruptible is how many more of it there are. Where tracepoints are
-// preemptible a burst of exits may have two of them busy on one CPU, and what is
-// missed here nothing else tells.
+// preemptible a burst of exits may leave several processes preempted in the midst
+// of a copy, each until its turn on that CPU comes again, and what is missed here
+// nothing else tells.
 func copiesOfInterruptible() int {
 	if preemptible() {
 		return len(ordinals)

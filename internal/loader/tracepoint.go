@@ -16,7 +16,7 @@ import (
 const preemptibleMajor = 7
 
 // ordinals are what the further copies of a program are called.
-var ordinals = []string{"_second", "_third", "_fourth"}
+var ordinals = []string{"_second", "_third", "_fourth", "_fifth", "_sixth", "_seventh", "_eighth"}
 
 // copiesOf lists a program and its copies, as far as they were loaded.
 func copiesOf(coll *ebpf.Collection, program string) (all []*ebpf.Program) {
