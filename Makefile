@@ -104,15 +104,18 @@ unit:
 kernels:
 	$(GO) run ./vmtests/kernels
 
+# The incident with it, twice: the command of 2007 and bpfkill, in a machine small
+# enough for a run of every day.
 vmtest: kernels
-	VMTEST=1 $(GO) test ./vmtests -count=1 -run TestKernels -v -timeout $(VMTEST_TIMEOUT)
+	VMTEST=1 INCIDENT_MEMORY_MIB=384 INCIDENT_SERVERS=96 \
+		$(GO) test ./vmtests -count=1 -run 'TestKernels|TestIncident' -v -timeout $(VMTEST_TIMEOUT)
 
 vmtest-fault: kernels
 	VMTEST=1 VMTEST_FAULT=1 $(GO) test ./vmtests -count=1 -run TestKernels -v -timeout $(VMTEST_TIMEOUT)
 
 accuracy:
 ifdef ACCURACY_KERNELS
-	VMTEST=1 VMTEST_KERNELS=$(ACCURACY_KERNELS) VMTEST_PACKAGES=./cmd/bpfkill \
+	VMTEST=1 VMTEST_STRICT=1 VMTEST_KERNELS=$(ACCURACY_KERNELS) VMTEST_PACKAGES=./cmd/bpfkill \
 		VMTEST_ARGS="-test.run=^TestAccuracy$$" VMTEST_LIMIT=100m VMTEST_ENV="$(ACCURACY)" \
 		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout 240m
 else

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"structs"
 	"sync"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -36,27 +37,31 @@ var (
 	// owner's death leaves it.
 	ErrSharesMemory = errors.New("shares writable memory with a process outside the kill set")
 	ErrMapLocked    = errors.New("has a memory map whose lock somebody holds")
+	ErrUnaccounted  = errors.New("shares writable memory, and not every memory map could be read in time")
 )
 
 // SharedMemory looks which of the candidates, processes of the kill set named by
 // one thread each, share writable memory with a process outside the kill set: with
 // one that rest, the others of the kill set, does not account for. Whoever is not
 // in the result does not. It reads kernel memory only, but takes the lock of each
-// memory map: what could not be read when ctx ends is in the result, too. Linux
-// 5.15 or later.
+// memory map: what could not be read when ctx ends, or when none could be for half
+// a second, is in the result, too. Linux 5.15 or later.
 func (e *Executor) SharedMemory(ctx context.Context, candidates, rest []affinity.Thread) (map[waitgraph.KernelIdentity]error, error) {
 	found := newShares()
 	unread, err := e.readMappings(ctx, candidates, found)
 	if err != nil {
 		return nil, err
 	}
+	complete := len(unread) == 0
 	if found.unaccounted() {
 		// The others of the kill set may account for what is missing.
-		if _, err := e.readMappings(ctx, rest, found); err != nil {
+		others, err := e.readMappings(ctx, rest, found)
+		if err != nil {
 			return nil, err
 		}
+		complete = complete && len(others) == 0
 	}
-	out := found.outside()
+	out := found.outside(complete)
 	for _, t := range unread {
 		out[t.Process] = ErrMapLocked
 	}
@@ -120,63 +125,57 @@ func (s *shares) unaccounted() bool {
 	return false
 }
 
-func (s *shares) outside() map[waitgraph.KernelIdentity]error {
+// outside says who shares with somebody outside of what was read, which is all of
+// the kill set where it is complete.
+func (s *shares) outside(complete bool) map[waitgraph.KernelIdentity]error {
 	s.mutex.Lock()
 	defer s.mutex.Unlock()
+	why := ErrSharesMemory
+	if !complete {
+		why = ErrUnaccounted
+	}
 	out := make(map[waitgraph.KernelIdentity]error)
 	for _, o := range s.objects {
 		if o.accounted() {
 			continue
 		}
 		for p := range o.holders {
-			out[p] = ErrSharesMemory
+			out[p] = why
 		}
 	}
 	return out
 }
 
-// mappingReaders is how many memory maps are read at a time: one that is stuck
-// must not hold up the rest.
-const mappingReaders = 4
+const (
+	// mappingReaders is how many memory maps are read at a time: one that is stuck
+	// must not hold up the rest.
+	mappingReaders = 4
+	// mappingStall is how long not one of them may get on.
+	mappingStall = 500 * time.Millisecond
+)
 
-// readMappings reads the memory maps of the threads' processes until ctx ends, and
-// returns those that it could not read by then.
+// readMappings reads the memory maps of the threads' processes until ctx ends or
+// none gets on, and returns those that it could not read by then.
 func (e *Executor) readMappings(ctx context.Context, threads []affinity.Thread, found *shares) (unread []affinity.Thread, err error) {
 	if !e.filtersTasks {
-		return e.readAllMappings(ctx, threads, found)
-	}
-	type result struct {
-		index int
-		err   error
-	}
-	todo := make(chan int, len(threads))
-	results := make(chan result, len(threads)) // room for those that nobody waits for
-	for i := range threads {
-		todo <- i
-	}
-	close(todo)
-	for range min(mappingReaders, len(threads)) {
-		go func() {
-			for i := range todo {
-				if ctx.Err() != nil {
-					return
-				}
-				results <- result{i, e.eachMapping(threads[i].TID, found.add)}
-			}
-		}()
-	}
-	done := make([]bool, len(threads))
-	for range threads {
-		select {
-		case r := <-results:
-			if r.err != nil {
-				return nil, r.err
-			}
-			done[r.index] = true
-			continue
-		case <-ctx.Done():
+		// Those of every process on the machine, of which the kernel side keeps the
+		// kill set's: before Linux 6.1 an iterator cannot be told whose.
+		done, err := getOn(ctx, 1, mappingStall, func(_ int, alive func()) error {
+			return e.eachMapping(0, func(r *executeMappingRecord) {
+				found.add(r)
+				alive()
+			})
+		})
+		if err == nil && !done[0] {
+			unread = threads
 		}
-		break
+		return unread, err
+	}
+	done, err := getOn(ctx, len(threads), mappingStall, func(i int, _ func()) error {
+		return e.eachMapping(threads[i].TID, found.add)
+	})
+	if err != nil {
+		return nil, err
 	}
 	for i := range threads {
 		if !done[i] {
@@ -186,17 +185,59 @@ func (e *Executor) readMappings(ctx context.Context, threads []affinity.Thread, 
 	return unread, nil
 }
 
-// readAllMappings reads those of every process on the machine, of which the kernel
-// side keeps the kill set's: before Linux 6.1 an iterator cannot be told whose.
-func (e *Executor) readAllMappings(ctx context.Context, threads []affinity.Thread, found *shares) (unread []affinity.Thread, err error) {
-	done := make(chan error, 1)
-	go func() { done <- e.eachMapping(0, found.add) }()
-	select {
-	case err := <-done:
-		return nil, err
-	case <-ctx.Done():
-		return threads, nil
+// getOn does n things, some at a time, until all are done, ctx ends, or for the time
+// of a stall none was done and none said that it is alive. It returns which were
+// done. Those that hang are not waited for.
+func getOn(ctx context.Context, n int, stall time.Duration, do func(i int, alive func()) error) (done []bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		index int
+		err   error
 	}
+	todo := make(chan int, n)
+	results := make(chan result, n) // room for those that nobody waits for
+	signs := make(chan struct{}, 1)
+	alive := func() {
+		select {
+		case signs <- struct{}{}:
+		default:
+		}
+	}
+	for i := range n {
+		todo <- i
+	}
+	close(todo)
+	for range min(mappingReaders, n) {
+		go func() {
+			for i := range todo {
+				if ctx.Err() != nil {
+					return
+				}
+				results <- result{i, do(i, alive)}
+			}
+		}()
+	}
+	done = make([]bool, n)
+	stalled := time.NewTimer(stall)
+	defer stalled.Stop()
+	for left := n; left > 0; {
+		select {
+		case r := <-results:
+			if r.err != nil {
+				return nil, r.err
+			}
+			done[r.index] = true
+			left--
+		case <-signs:
+		case <-stalled.C:
+			return done, nil
+		case <-ctx.Done():
+			return done, nil
+		}
+		stalled.Reset(stall)
+	}
+	return done, nil
 }
 
 // eachMapping runs the iterator over the mappings of one task, or of all where tid

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -149,5 +150,63 @@ func TestSharedMemoryInTime(t *testing.T) {
 	pid := start(t, "idle", nil).PID
 	if got := reapable(t, over, e, []int{pid}, 1); !errors.Is(got[pid], ErrMapLocked) {
 		t.Errorf("%v, want %v", got[pid], ErrMapLocked)
+	}
+}
+
+// TestGetOn: one that hangs holds nobody up, slow is not stuck, and where nobody gets
+// on there is an end.
+func TestGetOn(t *testing.T) {
+	const stall = 100 * time.Millisecond
+	hang := make(chan struct{})
+	defer close(hang)
+	failed := errors.New("failed")
+	for _, tc := range []struct {
+		name string
+		n    int
+		do   func(i int, alive func()) error
+		done int
+		err  error
+	}{
+		{"nothing to do", 0, nil, 0, nil},
+		{"one hangs", 40, func(i int, _ func()) error {
+			if i == 3 {
+				<-hang
+			}
+			return nil
+		}, 39, nil},
+		{"all hang", 6, func(int, func()) error {
+			<-hang
+			return nil
+		}, 0, nil},
+		{"slow", 4 * mappingReaders, func(int, func()) error {
+			time.Sleep(stall / 2)
+			return nil
+		}, 4 * mappingReaders, nil},
+		{"long, and alive", 1, func(_ int, alive func()) error {
+			for range 8 {
+				time.Sleep(stall / 4)
+				alive()
+			}
+			return nil
+		}, 1, nil},
+		{"one fails", 3, func(i int, _ func()) error {
+			if i == 1 {
+				return failed
+			}
+			return nil
+		}, 0, failed},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			done, err := getOn(t.Context(), tc.n, stall, tc.do)
+			n := 0
+			for _, d := range done {
+				if d {
+					n++
+				}
+			}
+			if n != tc.done || !errors.Is(err, tc.err) {
+				t.Errorf("%d done, %v; want %d, %v", n, err, tc.done, tc.err)
+			}
+		})
 	}
 }

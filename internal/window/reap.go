@@ -22,8 +22,9 @@ const (
 	// fifoLimit is how long the killer may have a processor to itself in all: the
 	// kernel takes it away after 950 ms (kernel.sched_rt_runtime_us).
 	fifoLimit = 600 * time.Millisecond
-	// sharedLimit bounds the look at memory maps, whose locks others may hold.
-	sharedLimit = 500 * time.Millisecond
+	// sharedLimit bounds the look at memory maps, which takes a second for thousands
+	// of processes, and longer on a machine that is busy.
+	sharedLimit = 5 * time.Second
 	reapers     = 8
 )
 
