@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -157,8 +158,7 @@ func TestSharedMemoryInTime(t *testing.T) {
 // on there is an end.
 func TestGetOn(t *testing.T) {
 	const stall = 100 * time.Millisecond
-	hang := make(chan struct{})
-	defer close(hang)
+	hang := func() { time.Sleep(time.Hour) }
 	failed := errors.New("failed")
 	for _, tc := range []struct {
 		name string
@@ -170,12 +170,12 @@ func TestGetOn(t *testing.T) {
 		{"nothing to do", 0, nil, 0, nil},
 		{"one hangs", 40, func(i int, _ func()) error {
 			if i == 3 {
-				<-hang
+				hang()
 			}
 			return nil
 		}, 39, nil},
 		{"all hang", 6, func(int, func()) error {
-			<-hang
+			hang()
 			return nil
 		}, 0, nil},
 		{"slow", 4 * mappingReaders, func(int, func()) error {
@@ -197,16 +197,19 @@ func TestGetOn(t *testing.T) {
 		}, 0, failed},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			done, err := getOn(t.Context(), tc.n, stall, tc.do)
-			n := 0
-			for _, d := range done {
-				if d {
-					n++
+			synctest.Test(t, func(t *testing.T) {
+				defer time.Sleep(2 * time.Hour) // until those that hang are done
+				done, err := getOn(t.Context(), tc.n, stall, tc.do)
+				n := 0
+				for _, d := range done {
+					if d {
+						n++
+					}
 				}
-			}
-			if n != tc.done || !errors.Is(err, tc.err) {
-				t.Errorf("%d done, %v; want %d, %v", n, err, tc.done, tc.err)
-			}
+				if n != tc.done || !errors.Is(err, tc.err) {
+					t.Errorf("%d done, %v; want %d, %v", n, err, tc.done, tc.err)
+				}
+			})
 		})
 	}
 }
