@@ -19,7 +19,7 @@ var ptraceTopologies = []Topology{
 		build:   buildPtraceTracer,
 	}, {
 		Name: "ptrace-tracee", Unit: "servers", Channel: "child",
-		Summary: "servers that are traced by a router, which is no parent of theirs and waits for them in wait4, or catches SIGCHLD",
+		Summary: "servers that are traced by a router, which is no parent of theirs and waits for them in wait4, or catches SIGCHLD; or of which it traces a second thread only",
 		Outcome: "every tracer wakes",
 		needs:   needPtrace,
 		build:   buildPtraceTracee,
@@ -99,5 +99,15 @@ func buildPtraceTracee(b *builder, n int) {
 	b.trees(n,
 		tracer("waiting", func() { b.wait4(imm(^uintptr(0))) }),
 		tracer("catching", func() { b.catch(unix.SIGCHLD, 0); b.pause() }),
+		&node{
+			comm: Target, role: "server",
+			children: []*node{{
+				role: "waiting for a thread", wakes: dies("server"), thread: true,
+				wait: func() {
+					b.must(regTemp, unix.SYS_PTRACE, imm(unix.PTRACE_SEIZE), reg(regPID), imm(0), imm(0))
+					b.block(unix.SYS_WAIT4, reg(regPID), imm(0), imm(unix.WALL), imm(0))
+				},
+			}},
+		},
 	)
 }
