@@ -83,6 +83,9 @@ func (e *exits) all() {
 		if k.Foreground != 0 {
 			e.hangup(p, k.Foreground)
 		}
+		if proc.NamespaceInit && proc.Deadly.Has(proc.ParentDeathSignal) {
+			e.namespace(p)
+		}
 	}
 	for i := range e.threads {
 		t := &e.threads[i]
@@ -168,10 +171,20 @@ func (e *exits) zombie(p int32) {
 
 // adopt says who is told of the exit of p when all of holders have exited, the
 // last of whom was its parent.
+//
+// Where the parent leaves no zombies, that is so only if it exits before p does;
+// the sources say so. Which of them does nobody knows beforehand.
 func (e *exits) adopt(p int32, holders []int32) {
+	n, parent := len(e.sources), holders[len(holders)-1]
 	e.adopters(holders, func(holders []int32, reaper int32) {
 		e.tell(holders, reaper, p, sigCHLD, &e.processes[reaper].Signals)
 	})
+	if !e.alive[p] || !e.kin[parent].AutoReap {
+		return
+	}
+	for i := n; i < len(e.sources); i++ {
+		e.sources[i].Name += fmt.Sprintf(", if %d exits first", e.processes[parent].PID)
+	}
 }
 
 // adopters calls f for whoever adopts the children of the last of holders, once
@@ -245,6 +258,26 @@ func (e *exits) waitsFor(parent, child int32) bool {
 	return slices.ContainsFunc(e.queued[parent], func(w ChildWait) bool {
 		return (w.Child < 0 || w.Child == child) && (w.PGID == 0 || w.PGID == e.processes[child].PGID)
 	})
+}
+
+// namespace adds what the end of an init does: SIGKILL to all in its pid namespace,
+// and in those below it (zap_pid_ns_processes). An init is never in a kill set, but
+// it may have asked to die with its parent, as unshare --kill-child has it do.
+func (e *exits) namespace(init int32) {
+	inside := make([]bool, len(e.kin))
+	inside[init] = true
+	var ended []int32
+	for changed := true; changed; { // a parent may come after its child
+		changed = false
+		for i := range e.kin {
+			k := &e.kin[i]
+			if !inside[i] && (k.Namespace == e.kin[init].Namespace || k.Parent >= 0 && inside[k.Parent]) {
+				inside[i], changed = true, true
+				ended = append(ended, int32(i))
+			}
+		}
+	}
+	e.deadly(ChannelParentDeath, []int32{init}, ended)
 }
 
 // queue adds the exit of p as a source for those who sleep on an object.

@@ -114,6 +114,11 @@ func TestExits(t *testing.T) {
 		{"a tracee dies with its tracer", func(s *Snapshot) { s.Kin[2].Tracer, s.Kin[2].KilledByTracer = 1, true },
 			[]string{"signal: [1] -> [2], which die"}},
 		{"pidfd", func(s *Snapshot) { s.Kin[2].ExitQueue = sleepsOn(s, 0) }, []string{"pidfd: [2] -> [0]"}},
+		{"who asked to die with its parent is the init of others", func(s *Snapshot) {
+			s.Processes[1].NamespaceInit, s.Kin[1].Namespace, s.Kin[2].Namespace = true, 1, 1
+			s.Processes[1].ParentDeathSignal = sigKILL
+			s.Processes[1].Deadly = s.Processes[1].Deadly.With(sigKILL)
+		}, []string{"parent-death: [0] -> [1], which die", "parent-death: [1] -> [2], which die"}},
 		{"vfork", func(s *Snapshot) {
 			s.Kin[2].Vfork = true
 			s.Processes[1].State = 'D'
@@ -240,6 +245,27 @@ func TestExits(t *testing.T) {
 				t.Errorf("sources %q, want %q", got, want)
 			}
 		})
+	}
+}
+
+// TestAutoReap: who adopts the children of a parent that leaves no zombies is told
+// only of those that outlive it.
+func TestAutoReap(t *testing.T) {
+	for _, autoReap := range []bool{false, true} {
+		s := family()
+		s.Kin[1].AutoReap = autoReap
+		waitsFor(s, ChildWait{Process: 0, Child: 2})
+		sources := New(s).Sources
+		if len(sources) != 1 {
+			t.Fatalf("sources %v, want one", say(sources))
+		}
+		want := fmt.Sprintf("exit of %d and %d", s.Processes[1].PID, s.Processes[2].PID)
+		if autoReap {
+			want += fmt.Sprintf(", if %d exits first", s.Processes[1].PID)
+		}
+		if got := sources[0].Name; got != want {
+			t.Errorf("source %q, want %q", got, want)
+		}
 	}
 }
 
