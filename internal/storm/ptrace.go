@@ -73,6 +73,12 @@ func buildPtraceTracer(b *builder, n int) {
 	)
 }
 
+// traceAndWait traces the thread in regPID, which goes on, and waits for it.
+func (b *builder) traceAndWait() {
+	b.must(regTemp, unix.SYS_PTRACE, imm(unix.PTRACE_SEIZE), reg(regPID), imm(0), imm(0))
+	b.block(unix.SYS_WAIT4, reg(regPID), imm(0), imm(unix.WALL), imm(0))
+}
+
 // stopTraced has the process traced by its parent, and stopped at a signal that
 // it sends itself.
 func (b *builder) stopTraced(sig unix.Signal) {
@@ -103,10 +109,7 @@ func buildPtraceTracee(b *builder, n int) {
 			comm: Target, role: "server",
 			children: []*node{{
 				role: "waiting for a thread", wakes: dies("server"), thread: true,
-				wait: func() {
-					b.must(regTemp, unix.SYS_PTRACE, imm(unix.PTRACE_SEIZE), reg(regPID), imm(0), imm(0))
-					b.block(unix.SYS_WAIT4, reg(regPID), imm(0), imm(unix.WALL), imm(0))
-				},
+				wait: b.traceAndWait,
 			}},
 		},
 	)

@@ -15,6 +15,21 @@ var threadTopologies = []Topology{
 		Outcome: "every router wakes",
 		build:   buildSigchldThread,
 	}, {
+		Name: "sigchld-traced", Unit: "parents", Channel: "child",
+		Summary: "routers that have SIGCHLD of an smtpserver child at its default, and a tracer: their own parent, a router that waits for them",
+		Outcome: "the signal, otherwise ignored, stops every parent for its tracer, and the tracer wakes",
+		needs:   needPtrace,
+		build: func(b *builder, n int) {
+			b.trees(n, &node{
+				role: "tracer", wakes: anyDies("child", "parent"), after: "parent",
+				wait: func() { b.pidOf(regPID, 1); b.traceAndWait() },
+				children: []*node{{
+					role: "parent", wakes: []when{{deaths: []string{"child"}, effect: Stirs}}, wait: b.pause,
+					children: []*node{{comm: Target, role: "child"}},
+				}},
+			})
+		},
+	}, {
 		Name: "parent-death-thread", Unit: "servers", Channel: "parent-death",
 		Summary: "servers, each with a router child that asked for a signal at its parent's death and in which a second thread gets it: its leader blocks it, or it was that thread that asked",
 		Outcome: "every router wakes",
@@ -145,11 +160,7 @@ func (b *builder) heldBereaved() []*node {
 		server(held("awaiting", dies("server"), func() { b.deathSignal(unix.SIGTERM); b.awaitSignal(unix.SIGTERM) })),
 		{
 			role: "tracer", wakes: anyDies("server", "traced"), after: "traced",
-			wait: func() {
-				b.pidOf(regPID, 2)
-				b.must(regTemp, unix.SYS_PTRACE, imm(unix.PTRACE_SEIZE), reg(regPID), imm(0), imm(0))
-				b.block(unix.SYS_WAIT4, reg(regPID), imm(0), imm(unix.WALL), imm(0))
-			},
+			wait: func() { b.pidOf(regPID, 2); b.traceAndWait() },
 			children: []*node{server(held("traced", []when{
 				{deaths: []string{"server"}, effect: Stirs},
 				{deaths: []string{"server", "tracer"}, effect: Dies},
