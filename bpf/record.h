@@ -12,12 +12,12 @@
 /* What a process does with one signal. */
 #define SIGNAL_CAUGHT 1
 #define SIGNAL_IGNORED 2
-#define SIGNAL_BLOCKED 4
-#define SIGNAL_AWAITED 8 /* blocked, but for the sigtimedwait in progress */
-#define SIGNAL_NOCLDWAIT 16 /* SIGCHLD with SA_NOCLDWAIT */
+#define SIGNAL_NOCLDWAIT 4 /* SIGCHLD with SA_NOCLDWAIT */
+#define SIGNAL_NOCLDSTOP 8 /* SIGCHLD with SA_NOCLDSTOP */
 
-/* iter/task: one for each thread group, and one for each further thread that
- * blocks other signals than its leader. Times are nanoseconds since boot. */
+/* iter/task: one for each thread group, and one for each further thread that may
+ * get what its leader does not: see write_thread(). Times are nanoseconds since
+ * boot. */
 struct process_record {
 	__u64 start_ns;
 	__u64 parent_start_ns, tracer_start_ns;
@@ -26,6 +26,8 @@ struct process_record {
 	__u64 namespace_id; /* its own pid namespace */
 	__u64 child_queue, signal_queue, exit_queue; /* wait4, signalfd, pidfd */
 	__u64 tty_pgrp_id; /* a session leader's: the foreground group it would hang up */
+	__u64 blocked; /* signals */
+	__u64 real_blocked; /* and those of sigtimedwait in progress, which are not */
 	__s64 rss_pages;
 	__s64 swap_pages;
 	__s32 tgid, parent, tracer; /* in the initial pid namespace */
@@ -38,18 +40,22 @@ struct process_record {
 	__s32 pdeath_signal;
 	__u16 flags; /* PROCESS_* */
 	__u8 sighup, sigchld, sigcont, sigpdeath; /* SIGNAL_* */
-	__u8 pad[6];
+	__u8 sigexit; /* what the parent does with exit_signal */
+	__u8 pad[5];
 	char comm[COMM_LEN];
 };
 
 #define PROCESS_KTHREAD 1
 #define PROCESS_NS_INIT 2
 #define PROCESS_READER 4 /* the process that runs the iterator */
-#define PROCESS_THREAD 8 /* not the leader: only its signals count */
+#define PROCESS_THREAD 8 /* not the leader */
 #define PROCESS_SUBREAPER 16
 #define PROCESS_VFORK 32 /* its parent waits for its exec or exit */
 #define PROCESS_EXITKILL 64 /* its tracer's death kills it */
 #define PROCESS_OUTSIDE 128 /* not in the reader's namespace: somebody's parent */
+#define PROCESS_STOPPED 256 /* all of it, by a signal */
+#define PROCESS_EXITING 512 /* this thread takes no signals any more */
+#define PROCESS_OF_THREAD 1024 /* its parent is a thread, and not the leader */
 
 /* iter/task: one for each thread of the doomed that has not exited. Masks have
  * a bit for each CPU. */

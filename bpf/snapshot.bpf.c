@@ -19,7 +19,9 @@
 #define SIGHUP 1
 #define SIGCHLD 17
 #define SIGCONT 18
+#define SIGNALS 64
 #define SIG_IGN ((void *)1)
+#define SA_NOCLDSTOP 1
 #define SA_NOCLDWAIT 2
 #define PT_EXITKILL (1 << 23) /* PTRACE_O_EXITKILL, shifted by PT_OPT_FLAG_SHIFT */
 #define S_IFMT 00170000
@@ -167,35 +169,65 @@ static __always_inline struct k_sigaction *signal_slot(struct sighand_struct *si
 	       (sig - 1) * bpf_core_type_size(struct k_sigaction);
 }
 
-static __always_inline __u8 signal_action(struct task_struct *task, struct sighand_struct *sighand,
-					  __u32 sig)
+static __always_inline __u8 signal_action(struct sighand_struct *sighand, __u32 sig)
 {
 	void *handler = BPF_CORE_READ(signal_slot(sighand, sig), sa.sa_handler);
-	__u64 bit = 1ULL << (sig - 1);
-	__u8 what = 0;
 
-	if (handler)
-		what = handler == SIG_IGN ? SIGNAL_IGNORED : SIGNAL_CAUGHT;
-	if (BPF_CORE_READ(task, blocked.sig[0]) & bit)
-		what |= SIGNAL_BLOCKED;
-	if (BPF_CORE_READ(task, real_blocked.sig[0]) & bit)
-		what |= SIGNAL_AWAITED;
-	return what;
+	if (!handler)
+		return 0;
+	return handler == SIG_IGN ? SIGNAL_IGNORED : SIGNAL_CAUGHT;
 }
 
 /* What the task does with the signals that a death can send. */
 static __always_inline void fill_signals(struct process_record *r, struct task_struct *task)
 {
 	struct sighand_struct *sighand = BPF_CORE_READ(task, sighand);
+	unsigned long flags = BPF_CORE_READ(signal_slot(sighand, SIGCHLD), sa.sa_flags);
 
-	r->sighup = signal_action(task, sighand, SIGHUP);
-	r->sigchld = signal_action(task, sighand, SIGCHLD);
-	r->sigcont = signal_action(task, sighand, SIGCONT);
-	if (BPF_CORE_READ(signal_slot(sighand, SIGCHLD), sa.sa_flags) & SA_NOCLDWAIT)
+	r->blocked = task->blocked.sig[0];
+	r->real_blocked = task->real_blocked.sig[0];
+	if (task->flags & PF_EXITING)
+		r->flags |= PROCESS_EXITING;
+	r->sighup = signal_action(sighand, SIGHUP);
+	r->sigchld = signal_action(sighand, SIGCHLD);
+	r->sigcont = signal_action(sighand, SIGCONT);
+	if (flags & SA_NOCLDWAIT)
 		r->sigchld |= SIGNAL_NOCLDWAIT;
-	r->pdeath_signal = BPF_CORE_READ(task, pdeath_signal);
-	if (r->pdeath_signal > 0 && r->pdeath_signal <= 64)
-		r->sigpdeath = signal_action(task, sighand, r->pdeath_signal);
+	if (flags & SA_NOCLDSTOP)
+		r->sigchld |= SIGNAL_NOCLDSTOP;
+	r->pdeath_signal = task->pdeath_signal;
+	if (r->pdeath_signal > 0 && r->pdeath_signal <= SIGNALS)
+		r->sigpdeath = signal_action(sighand, r->pdeath_signal);
+}
+
+/* Who is told of the thread's exit because it traces it. */
+static __always_inline void fill_tracer(struct process_record *r, struct task_struct *task)
+{
+	struct task_struct *tracer;
+	__u32 ptrace = task->ptrace;
+
+	if (!ptrace)
+		return;
+	tracer = BPF_CORE_READ(task, parent, group_leader);
+	r->tracer = task_tgid(tracer);
+	r->tracer_start_ns = group_start_ns(tracer);
+	if (ptrace & PT_EXITKILL)
+		r->flags |= PROCESS_EXITKILL;
+}
+
+/* The signal that the parent gets: see do_notify_parent(). */
+static __always_inline void fill_exit_signal(struct process_record *r, struct task_struct *task)
+{
+	struct task_struct *parent = task->real_parent;
+	__s32 sig = task->exit_signal;
+
+	if (parent != parent->group_leader)
+		r->flags |= PROCESS_OF_THREAD;
+	if (sig > 0 && sig != SIGCHLD && task->parent_exec_id != parent->self_exec_id)
+		sig = SIGCHLD;
+	r->exit_signal = sig;
+	if (sig > 0 && sig != SIGCHLD && sig <= SIGNALS)
+		r->sigexit = signal_action(BPF_CORE_READ(parent, sighand), sig);
 }
 
 /* Who is told of the exit, and who waits to be told of others'. */
@@ -204,18 +236,12 @@ static __always_inline void fill_kin(struct process_record *r, struct task_struc
 	struct signal_struct *signal = BPF_CORE_READ(task, signal);
 	struct sighand_struct *sighand = BPF_CORE_READ(task, sighand);
 	struct pid *pid = BPF_CORE_READ(task, thread_pid);
-	struct task_struct *tracer;
 	struct tty_struct *tty;
-	__u32 ptrace = task->ptrace;
 
-	r->exit_signal = task->exit_signal;
-	if (ptrace) {
-		tracer = BPF_CORE_READ(task, parent, group_leader);
-		r->tracer = task_tgid(tracer);
-		r->tracer_start_ns = group_start_ns(tracer);
-		if (ptrace & PT_EXITKILL)
-			r->flags |= PROCESS_EXITKILL;
-	}
+	fill_exit_signal(r, task);
+	fill_tracer(r, task);
+	if (task->signal->flags & SIGNAL_STOP_STOPPED)
+		r->flags |= PROCESS_STOPPED;
 	if (task->vfork_done)
 		r->flags |= PROCESS_VFORK;
 	if (BPF_CORE_READ_BITFIELD_PROBED(signal, is_child_subreaper))
@@ -264,22 +290,50 @@ static __always_inline void fill_process(struct process_record *r, struct task_s
 	BPF_CORE_READ_STR_INTO(&r->comm, task, comm);
 }
 
-/* A thread with another signal mask than its leader: a signal to the process
- * may wake it instead. */
+/* Most queues are empty: 0, and nobody need remember them. */
+static __always_inline __u64 push_occupied(struct wait_queue_head *queue)
+{
+	struct list_head *next = queue->head.next;
+
+	return !next || next == &queue->head ? 0 : push_queue(queue);
+}
+
+/*
+ * A thread that a signal to the process may wake instead of the leader, since
+ * the leader blocks others or does not sleep; and one that has ties of its own:
+ * a tracer, a signal at its parent's death, somebody who polls a pidfd of it
+ * (PIDFD_THREAD, since v6.9).
+ */
+static __always_inline bool thread_counts(struct task_struct *task, __u64 exit_queue)
+{
+	struct task_struct *leader = task->group_leader;
+
+	return exit_queue || task->ptrace || task->pdeath_signal ||
+	       task->blocked.sig[0] != leader->blocked.sig[0] ||
+	       !(task_state(leader) & TASK_INTERRUPTIBLE);
+}
+
 static __always_inline void write_thread(struct seq_file *seq, struct task_struct *task)
 {
 	struct process_record *r = &process;
+	__u64 exit_queue;
 
-	if (listing || BPF_CORE_READ(task, blocked.sig[0]) ==
-			       BPF_CORE_READ(task, group_leader, blocked.sig[0]))
+	if (listing || task->flags & PF_KTHREAD)
+		return;
+	exit_queue = push_occupied(&task->thread_pid->wait_pidfd);
+	if (!thread_counts(task, exit_queue))
 		return;
 	__builtin_memset(r, 0, sizeof(*r));
 	r->flags = PROCESS_THREAD;
-	r->tgid = task_tgid(task);
-	r->start_ns = group_start_ns(task);
+	r->tgid = task->tgid;
+	r->start_ns = task->group_leader->start_boottime;
+	r->pid_id = (__u64)task->thread_pid;
 	r->state = task_state(task);
+	r->exit_queue = exit_queue;
 	fill_signals(r, task);
+	fill_tracer(r, task);
 	bpf_seq_write(seq, r, sizeof(*r));
+	walk_queues();
 }
 
 /* A parent that the reader's namespace does not show: it wakes like others. */
@@ -325,12 +379,6 @@ static __always_inline __s64 file_refs(struct file *file)
 	if (bpf_core_field_exists(file->f_ref))
 		return file->f_ref.refcnt.counter + 1; /* 0 is one reference */
 	return ((struct file___count *)file)->f_count.counter;
-}
-
-/* Most queues of pipes are empty: 0, and nobody need remember them. */
-static __always_inline __u64 push_occupied(struct wait_queue_head *queue)
-{
-	return queue->head.next == &queue->head ? 0 : push_queue(queue);
 }
 
 static __always_inline bool fill_pipe(struct descriptor_record *r, struct file *file,

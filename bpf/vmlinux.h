@@ -364,6 +364,7 @@ struct signal_struct {
 	struct pid *pids[PIDTYPE_MAX];
 	wait_queue_head_t wait_chldexit; /* who waits for a child */
 	struct sigpending shared_pending;
+	unsigned int flags; /* whether all of it is stopped */
 	struct tty_struct *tty;
 	struct pid *tty_old_pgrp; /* once the terminal has hung up */
 	int leader; /* of its session */
@@ -393,6 +394,7 @@ struct task_struct {
 	int pid, tgid;
 	unsigned int ptrace;
 	int pdeath_signal;
+	__u64 parent_exec_id, self_exec_id; /* a parent that has since changed gets SIGCHLD */
 	__u64 start_boottime;
 	unsigned long maj_flt;
 	struct sched_entity se;

@@ -2,20 +2,18 @@ package loader
 
 import "github.com/bpfkill/bpfkill/internal/waitgraph"
 
-// What a process does with a signal: SIGNAL_* of bpf/record.h.
+// PROCESS_* of bpf/record.h.
 const (
-	signalCaught     = 1
-	signalIgnored    = 2
-	signalBlocked    = 4
-	signalAwaited    = 8
-	signalNoCldWait  = 16
-	sigHUP, sigCHLD  = 1, 17
-	sigCONT          = 18
+	processKernel    = 1
+	processInit      = 2
 	processThread    = 8
 	processSubreaper = 16
 	processVfork     = 32
 	processExitKill  = 64
 	processOutside   = 128
+	processStopped   = 256
+	processExiting   = 512
+	processOfThread  = 1024
 )
 
 // noKin is a process of whose ties nothing is known.
@@ -25,6 +23,7 @@ var noKin = waitgraph.Kin{Parent: -1, Tracer: -1, ExitQueue: -1, SignalQueue: -1
 // are there.
 type kinBuilder struct {
 	records    []snapshotProcessRecord // by process
+	threads    []snapshotProcessRecord // that are not leaders
 	pid        map[uint64]int32        // pid_id -> process
 	pgid       map[uint64]int32        // pgrp_id -> number
 	childQueue map[uint64]int32        // queue -> process whose children are waited for
@@ -45,16 +44,16 @@ func newKinBuilder() kinBuilder {
 	}
 }
 
-// addProcess takes the records of iter/task in their order: leaders, each
-// before its threads, and parents outside the namespace.
+// addProcess takes the records of iter/task: leaders, other threads, and parents
+// outside the namespace.
 func (b *snapshotBuilder) addProcess(r *snapshotProcessRecord, page uint64) {
 	key := taskKey{r.Tgid, r.StartNs}
 	proc, known := b.process[key]
 	switch {
 	case r.Flags&processThread != 0:
-		if known {
-			p := &b.snap.Processes[proc]
-			p.Accepted, p.Interruptible, p.Deadly = p.Accepted|r.accepted(), p.Interruptible|r.interruptible(), p.Deadly|r.deadly()
+		b.kin.threads = append(b.kin.threads, *r)
+		if known && r.Tracer != 0 { // who may wait for it alone
+			b.kin.pid[r.PidId] = proc
 		}
 		return
 	case known, r.Pid == 0 && r.Flags&processOutside == 0:
@@ -78,12 +77,13 @@ func (b *snapshotBuilder) finishKin() {
 		k := &b.snap.Kin[i]
 		*k = waitgraph.Kin{
 			Parent: b.indexOf(r.Parent, r.ParentStartNs), Tracer: b.indexOf(r.Tracer, r.TracerStartNs),
-			ExitSignal: r.ExitSignal, Namespace: ns,
+			ExitSignal: r.ExitSignal, OfThread: r.Flags&processOfThread != 0, Namespace: ns,
 			Vfork: r.Flags&processVfork != 0, KilledByTracer: r.Flags&processExitKill != 0,
-			Subreaper:  r.Flags&processSubreaper != 0,
-			AutoReap:   r.Sigchld&(signalIgnored|signalNoCldWait) != 0,
-			Foreground: b.kin.pgid[r.TtyPgrpId],
-			ExitQueue:  -1, SignalQueue: -1,
+			Subreaper:    r.Flags&processSubreaper != 0,
+			AutoReap:     r.Sigchld&(signalIgnored|signalNoCldWait) != 0,
+			NoChildStops: r.Sigchld&(signalIgnored|signalNoCldStop) != 0,
+			Foreground:   b.kin.pgid[r.TtyPgrpId],
+			ExitQueue:    -1, SignalQueue: -1,
 		}
 		if r.ExitQueue != 0 {
 			k.ExitQueue = b.queueObject(r.ExitQueue)
@@ -92,6 +92,7 @@ func (b *snapshotBuilder) finishKin() {
 			k.SignalQueue = b.queueObject(r.SignalQueue)
 		}
 	}
+	b.finishSignals()
 	for _, m := range b.kin.masters {
 		b.hangup(m)
 	}
@@ -105,7 +106,7 @@ func (b *snapshotBuilder) hangup(m terminalMaster) {
 		return
 	}
 	p := &b.snap.Processes[leader]
-	if p.State != 'T' && !p.Deadly.Has(sigHUP) && (p.State != 'S' || !p.Interruptible.Has(sigHUP) && !p.Interruptible.Has(sigCONT)) {
+	if !p.Stopped && !p.Deadly.Has(sigHUP) && !p.Interruptible.Has(sigHUP) && !p.Interruptible.Has(sigCONT) {
 		return
 	}
 	o := b.newObject(waitgraph.Object{Deadly: p.Deadly.Has(sigHUP)})
@@ -143,73 +144,4 @@ func (b *snapshotBuilder) addChildWait(r *snapshotSleeperRecord) {
 		}
 	}
 	b.snap.ChildWaits = append(b.snap.ChildWaits, w)
-}
-
-// sigchld is what the process does with SIGCHLD.
-func (r *snapshotProcessRecord) sigchld() waitgraph.SignalDisposition {
-	switch {
-	case r.Sigchld&signalIgnored != 0:
-		return waitgraph.SignalIgnored
-	case r.Sigchld&signalCaught != 0:
-		return waitgraph.SignalCaught
-	}
-	return waitgraph.SignalDefault
-}
-
-// signals are those that a death can send to r, and what it does with them.
-func (r *snapshotProcessRecord) signals() map[int32]uint8 {
-	m := map[int32]uint8{sigHUP: r.Sighup, sigCHLD: r.Sigchld, sigCONT: r.Sigcont}
-	if r.PdeathSignal > 0 {
-		m[r.PdeathSignal] = r.Sigpdeath
-	}
-	return m
-}
-
-// accepted are the signals that are queued when they are sent: a blocked one
-// always is, and one that is neither ignored nor ignored by default.
-func (r *snapshotProcessRecord) accepted() (set waitgraph.SignalSet) {
-	for sig, what := range r.signals() {
-		blocked := what&(signalBlocked|signalAwaited) != 0
-		if blocked || what&signalCaught != 0 || what&signalIgnored == 0 && !ignoredByDefault(sig) {
-			set = set.With(sig)
-		}
-	}
-	return set
-}
-
-// interruptible are those among them that the thread does not block.
-func (r *snapshotProcessRecord) interruptible() (set waitgraph.SignalSet) {
-	accepted := r.accepted()
-	for sig, what := range r.signals() {
-		if accepted.Has(sig) && what&signalBlocked == 0 {
-			set = set.With(sig)
-		}
-	}
-	return set
-}
-
-// deadly are those among them whose default action ends the process.
-func (r *snapshotProcessRecord) deadly() (set waitgraph.SignalSet) {
-	if r.Flags&processInit != 0 {
-		return 0 // the kernel drops them
-	}
-	interruptible := r.interruptible()
-	for sig, what := range r.signals() {
-		if interruptible.Has(sig) && what&signalCaught == 0 && !stopsByDefault(sig) {
-			set = set.With(sig)
-		}
-	}
-	return set
-}
-
-// stopsByDefault is SIG_KERNEL_STOP_MASK of the kernel.
-func stopsByDefault(sig int32) bool {
-	const sigSTOP, sigTTOU = 19, 22
-	return sig >= sigSTOP && sig <= sigTTOU
-}
-
-// ignoredByDefault is SIG_KERNEL_IGNORE_MASK of the kernel.
-func ignoredByDefault(sig int32) bool {
-	const sigURG, sigWINCH = 23, 28
-	return sig == sigCONT || sig == sigCHLD || sig == sigWINCH || sig == sigURG
 }

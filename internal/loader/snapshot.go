@@ -241,13 +241,11 @@ func recordOf[T any](raw []byte) (r T) {
 // Bits of task_struct.__state that outlived every renumbering since v4.14,
 // lowest first, as fs/proc/array.c letters them.
 const (
-	stateLetters  = "RSDTtXZPI"
-	taskReport    = 0x7f
-	taskUninterr  = 0x02
-	taskNoload    = 0x400
-	taskFrozen    = 0x8000
-	processKernel = 1
-	processInit   = 2
+	stateLetters = "RSDTtXZPI"
+	taskReport   = 0x7f
+	taskUninterr = 0x02
+	taskNoload   = 0x400
+	taskFrozen   = 0x8000
 )
 
 func stateLetter(state, exit uint32) byte {
@@ -274,9 +272,7 @@ func (r *snapshotProcessRecord) process(page uint64) waitgraph.Process {
 		SwapBytes:         uint64(r.SwapPages) * page,
 		SIGCHLD:           r.sigchld(),
 		ParentDeathSignal: r.PdeathSignal,
-		Accepted:          r.accepted(),
-		Interruptible:     r.interruptible(),
-		Deadly:            r.deadly(),
+		Stopped:           r.Flags&processStopped != 0,
 		KernelThread:      r.Flags&processKernel != 0,
 		NamespaceInit:     r.Flags&processInit != 0,
 	}

@@ -58,6 +58,8 @@ type snapshotProcessRecord struct {
 	SignalQueue   uint64
 	ExitQueue     uint64
 	TtyPgrpId     uint64
+	Blocked       uint64
+	RealBlocked   uint64
 	RssPages      int64
 	SwapPages     int64
 	Tgid          int32
@@ -80,7 +82,8 @@ type snapshotProcessRecord struct {
 	Sigchld       uint8
 	Sigcont       uint8
 	Sigpdeath     uint8
-	Pad           [6]uint8
+	Sigexit       uint8
+	Pad           [5]uint8
 	Comm          [16]int8
 }
 

@@ -154,7 +154,7 @@ func (k *killSet) lose(p int32) {
 	if k.lost == nil {
 		k.lost = make([]bool, len(k.in))
 	}
-	if k.lost[p] || k.g.Processes[p].NamespaceInit {
+	if k.lost[p] {
 		return
 	}
 	k.lost[p] = true

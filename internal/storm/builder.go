@@ -21,7 +21,10 @@ type member struct {
 	// restless for one that never settles.
 	call int
 	// state is the one that it has there, as /proc shows it; 0 means S.
-	state  byte
+	state byte
+	// aside is the system call that a second thread ends up blocked in, 0 where
+	// there is none.
+	aside  int
 	parent int // member that forks it, or -1 for the storm's owner
 	wakes  []wake
 	// after are members that must be asleep before it may go on to its blocking
@@ -81,6 +84,8 @@ type builder struct {
 	// process is in there.
 	blocked int
 	state   byte
+	// asideCall is the same of its second thread.
+	asideCall int
 }
 
 // member plans one process, which runs when all of waitsOn have died, and
@@ -136,6 +141,14 @@ func (b *builder) prologue(comm string) {
 // members exited would have no survivors to look at.
 func (b *builder) block(number uintptr, args ...arg) {
 	b.ready(number)
+	b.try(regTemp, number, args...)
+	b.awake()
+}
+
+// blockAside is block for a second thread. It says nothing of being ready: its
+// leader does, and the storm looks at both.
+func (b *builder) blockAside(number uintptr, args ...arg) {
+	b.asideCall = int(number)
 	b.try(regTemp, number, args...)
 	b.awake()
 }

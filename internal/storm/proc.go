@@ -53,6 +53,40 @@ func parseStat(b []byte) (stat, error) {
 	return s, errors.Join(errs[:]...)
 }
 
+// threads lists the threads of a process.
+func threads(pid int) ([]int, error) {
+	entries, err := os.ReadDir("/proc/" + strconv.Itoa(pid) + "/task")
+	if err != nil {
+		return nil, fmt.Errorf("list threads of %d: %w", pid, err)
+	}
+	var tids []int
+	for _, e := range entries {
+		if tid, err := strconv.Atoi(e.Name()); err == nil {
+			tids = append(tids, tid)
+		}
+	}
+	return tids, nil
+}
+
+// threadSleepsIn reports whether a thread of a process, not the leader, sleeps in
+// a system call, as far as that is to be seen.
+func threadSleepsIn(pid, call int) (bool, error) {
+	tids, err := threads(pid)
+	if err != nil {
+		return false, err
+	}
+	for _, tid := range tids {
+		st, err := readStat(tid)
+		if tid == pid || err != nil || st.state != 'S' {
+			continue
+		}
+		if now, err := blockedIn(tid); err != nil || now == call {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // blockedIn returns the system call that a process sleeps in, or -1 when it
 // runs, or is not to be seen. Linux shows it to whoever may trace the process.
 func blockedIn(pid int) (int, error) {

@@ -19,7 +19,7 @@ var ptraceTopologies = []Topology{
 		build:   buildPtraceTracer,
 	}, {
 		Name: "ptrace-tracee", Unit: "servers", Channel: "child",
-		Summary: "servers that are traced by a router, which is no parent of theirs and waits for them in wait4, or catches SIGCHLD",
+		Summary: "servers that are traced by a router, which is no parent of theirs and waits for them in wait4, or catches SIGCHLD; or of which it traces a second thread only",
 		Outcome: "every tracer wakes",
 		needs:   needPtrace,
 		build:   buildPtraceTracee,
@@ -73,6 +73,12 @@ func buildPtraceTracer(b *builder, n int) {
 	)
 }
 
+// traceAndWait traces the thread in regPID, which goes on, and waits for it.
+func (b *builder) traceAndWait() {
+	b.must(regTemp, unix.SYS_PTRACE, imm(unix.PTRACE_SEIZE), reg(regPID), imm(0), imm(0))
+	b.block(unix.SYS_WAIT4, reg(regPID), imm(0), imm(unix.WALL), imm(0))
+}
+
 // stopTraced has the process traced by its parent, and stopped at a signal that
 // it sends itself.
 func (b *builder) stopTraced(sig unix.Signal) {
@@ -99,5 +105,12 @@ func buildPtraceTracee(b *builder, n int) {
 	b.trees(n,
 		tracer("waiting", func() { b.wait4(imm(^uintptr(0))) }),
 		tracer("catching", func() { b.catch(unix.SIGCHLD, 0); b.pause() }),
+		&node{
+			comm: Target, role: "server",
+			children: []*node{{
+				role: "waiting for a thread", wakes: dies("server"), thread: true,
+				wait: b.traceAndWait,
+			}},
+		},
 	)
 }

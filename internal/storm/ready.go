@@ -102,6 +102,11 @@ func (s *Storm) settled(i int) (bool, error) {
 	if s.marks.load(i, slotWoken) != 0 {
 		return false, fmt.Errorf("%s %d (%s) woke before anybody died", s.members[i].comm, pid, s.members[i].role)
 	}
+	if call := s.members[i].aside; call != 0 {
+		if ok, err := threadSleepsIn(pid, call); err != nil || !ok {
+			return false, err
+		}
+	}
 	if call := s.members[i].call; call != restless {
 		if st.state != s.members[i].stateThere() {
 			return false, nil

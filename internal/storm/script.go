@@ -157,8 +157,11 @@ func (a *assembler) must(dst int, number uintptr, args ...arg) {
 	a.emit(opMust, dst, number, args...)
 }
 
-func (a *assembler) fork(child label, slot arg) {
-	a.emit(opFork, regTemp, 0, at(child), slot, imm(unix.SIGCHLD))
+func (a *assembler) fork(child label, slot arg) { a.forkFor(child, slot, unix.SIGCHLD) }
+
+// forkFor forks a child that sends a signal at its end.
+func (a *assembler) forkFor(child label, slot arg, sig unix.Signal) {
+	a.emit(opFork, regTemp, 0, at(child), slot, imm(int(sig)))
 }
 func (a *assembler) closeFD(r int)            { a.must(regTemp, unix.SYS_CLOSE, reg(r)) }
 func (a *assembler) jump(l label)             { a.emit(opJump, regTemp, 0, at(l)) }

@@ -61,6 +61,11 @@ func (b *builder) hold(sig unix.Signal) {
 	b.must(regTemp, unix.SYS_RT_SIGPROCMASK, imm(unix.SIG_BLOCK), b.signalSet(sig), imm(0), imm(8))
 }
 
+// release unblocks a signal.
+func (b *builder) release(sig unix.Signal) {
+	b.must(regTemp, unix.SYS_RT_SIGPROCMASK, imm(unix.SIG_UNBLOCK), b.signalSet(sig), imm(0), imm(8))
+}
+
 // signalFD holds a signal and opens a descriptor that it can be read from.
 func (b *builder) signalFD(fd int, sig unix.Signal) {
 	b.hold(sig)
@@ -71,4 +76,18 @@ func (b *builder) signalFD(fd int, sig unix.Signal) {
 func (b *builder) awaitSignal(sig unix.Signal) {
 	b.hold(sig)
 	b.block(unix.SYS_RT_SIGTIMEDWAIT, b.signalSet(sig), imm(b.scratch+scratchInfo), imm(0), imm(8))
+}
+
+// aside are the ways in which a second thread gets a signal that its leader
+// blocks.
+func (b *builder) aside(sig unix.Signal) []way {
+	return []way{
+		{"awaited by a thread", func() {
+			b.blockAside(unix.SYS_RT_SIGTIMEDWAIT, b.signalSet(sig), imm(b.scratch+scratchInfo), imm(0), imm(8))
+		}},
+		{"caught by a thread", func() {
+			b.release(sig)
+			b.blockAside(unix.SYS_PPOLL)
+		}},
+	}
 }

@@ -65,6 +65,7 @@ var Topologies = slices.Concat(
 	unixTopologies,
 	childTopologies,
 	orphanTopologies,
+	threadTopologies,
 	ttyTopologies,
 	lockTopologies,
 	futexTopologies,

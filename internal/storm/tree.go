@@ -1,6 +1,11 @@
 package storm
 
-import "fmt"
+import (
+	"cmp"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
 
 // node is one process of a family tree, as a topology describes it. The storm's
 // owner forks the root, and each process its children, in their order.
@@ -24,9 +29,16 @@ type node struct {
 	// vfork makes its parent wait in vfork for its end, after the parent's
 	// other forks and in place of any other blocking call.
 	vfork bool
-	// thread has it forked by a second thread of its parent, which then sleeps.
-	thread   bool
-	children []*node
+	// thread has it forked by a second thread of its parent, which then sleeps;
+	// the thread's id is in regPID.
+	thread bool
+	// asks comes after the prologue, for what that would undo; wait can do the same.
+	asks func()
+	// aside is what a second thread does, which ends in blockAside.
+	aside func()
+	// exitSignal is what its parent gets at its end, SIGCHLD where it is 0.
+	exitSignal unix.Signal
+	children   []*node
 }
 
 // when is a wake whose deaths are roles, each standing for all that have it.
@@ -88,10 +100,11 @@ type treeScript struct {
 	first map[*node]int // number in the tree of the first of the node's processes
 	call  map[*node]int
 	state map[*node]byte
+	aside map[*node]int
 }
 
 func (b *builder) treeScript(root *node) *treeScript {
-	t := &treeScript{map[*node]label{}, map[*node]int{}, map[*node]int{}, map[*node]byte{}}
+	t := &treeScript{map[*node]label{}, map[*node]int{}, map[*node]int{}, map[*node]byte{}, map[*node]int{}}
 	size := 0
 	root.walk(func(nd, _ *node) {
 		t.start[nd], t.first[nd] = b.newLabel(), size
@@ -103,7 +116,7 @@ func (b *builder) treeScript(root *node) *treeScript {
 			b.add(regHome, reg(regSlot), imm(0))
 		}
 		b.life(nd, t)
-		t.call[nd], t.state[nd] = b.blocked, b.state
+		t.call[nd], t.state[nd], t.aside[nd] = b.blocked, b.state, b.asideCall
 	})
 	return t
 }
@@ -120,6 +133,7 @@ func (b *builder) life(nd *node, t *treeScript) {
 			vforked = c
 		case c.thread:
 			b.thread(func() {
+				b.must(regPID, unix.SYS_GETTID)
 				b.bearChild(c, t)
 				b.forever()
 			})
@@ -134,7 +148,13 @@ func (b *builder) life(nd *node, t *treeScript) {
 	if nd.after != "" {
 		b.turn()
 	}
-	b.state = 0
+	b.state, b.asideCall = 0, 0
+	if nd.asks != nil {
+		nd.asks()
+	}
+	if nd.aside != nil {
+		b.thread(nd.aside)
+	}
 	switch {
 	case vforked != nil:
 		b.add(regNext, reg(regHome), imm(t.first[vforked]*slotSize))
@@ -150,7 +170,7 @@ func (b *builder) life(nd *node, t *treeScript) {
 func (b *builder) bearChild(c *node, t *treeScript) {
 	b.add(regNext, reg(regHome), imm(t.first[c]*slotSize))
 	if c.count() == 1 {
-		b.fork(t.start[c], reg(regNext))
+		b.forkFor(t.start[c], reg(regNext), cmp.Or(c.exitSignal, unix.SIGCHLD))
 		return
 	}
 	b.add(regCount, imm(c.count()), imm(0))
@@ -168,7 +188,7 @@ func (b *builder) tree(root *node, t *treeScript) {
 	})
 	groups := map[string]int{}
 	root.walk(func(nd, parent *node) {
-		m := member{comm: nd.name(), role: nd.role, call: t.call[nd], state: t.state[nd], parent: owner, after: roles[nd.after]}
+		m := member{comm: nd.name(), role: nd.role, call: t.call[nd], state: t.state[nd], aside: t.aside[nd], parent: owner, after: roles[nd.after]}
 		if parent != nil {
 			m.parent = base + t.first[parent]
 		}

@@ -46,6 +46,11 @@ var ttyTopologies = []Topology{
 		Summary: "servers, each with a job below it: a process group of five routers, two of them stopped, in a session of the server's own",
 		Outcome: "the group is orphaned and has stopped members, so all of it gets SIGHUP and SIGCONT: all wake or die, but one that sleeps and ignores SIGHUP",
 		build:   buildOrphanedGroup,
+	}, {
+		Name: "orphaned-group-ties", Unit: "servers", Channel: "signal", regroups: true,
+		Summary: "servers with a stopped job below them, in a session of a router's; who adopts the job is a router that waits for children, or of the same session; or the job has two members, and one of them and the other's parent are servers",
+		Outcome: "the job goes on or dies of SIGHUP, and who adopts it is told; with who is of the same session it stays stopped",
+		build:   buildOrphanedGroupTies,
 	},
 }
 
@@ -165,6 +170,52 @@ func buildOrphanedGroup(b *builder, n int) {
 			}},
 		}},
 	})
+}
+
+func buildOrphanedGroupTies(b *builder, n int) {
+	session := func() { b.must(regTemp, unix.SYS_SETSID) }
+	group := func() { b.must(regTemp, unix.SYS_SETPGID, imm(0), imm(0)) }
+	subreaper := func() { b.must(regTemp, unix.SYS_PRCTL, imm(unix.PR_SET_CHILD_SUBREAPER), imm(1)) }
+	// server is one whose job is a group of its own.
+	server := func(wakes []when) *node {
+		return &node{comm: Target, role: "server", open: group, children: []*node{{
+			role: "job", wakes: wakes, open: group,
+			wait: func() { b.ignore(unix.SIGHUP); b.stop() },
+		}}}
+	}
+	const first = 2 // the number of "first"
+	b.trees(n,
+		&node{
+			role: "reaper", wakes: anyDies("session", "server"), open: subreaper,
+			wait:     func() { b.waitid(unix.P_ALL, imm(0), unix.WEXITED|unix.WCONTINUED) },
+			children: []*node{{role: "session", open: session, children: []*node{server(dies("server"))}}},
+		},
+		&node{
+			role: "session", open: session,
+			children: []*node{
+				{comm: Target, role: "server", open: group, children: []*node{{
+					role: "first", open: group, wait: b.stop,
+					wakes: []when{
+						{deaths: []string{"server", "second"}, effect: Dies},
+						{deaths: []string{"server", "other"}, effect: Dies},
+					},
+				}}},
+				{role: "other", open: group, children: []*node{{
+					comm: Target, role: "second", after: "first",
+					wakes: []when{{deaths: []string{"server", "other"}, effect: Dies}},
+					wait: func() {
+						b.pidOf(regPID, first)
+						b.must(regTemp, unix.SYS_SETPGID, imm(0), reg(regPID))
+						b.accept()
+					},
+				}}},
+			},
+		},
+		&node{
+			role: "session", open: func() { session(); subreaper() },
+			children: []*node{server(dies("session", "server"))},
+		},
+	)
 }
 
 // stop has the process stop itself until it is continued.

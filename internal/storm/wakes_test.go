@@ -98,15 +98,15 @@ func asExpected(got, want map[int]bool, oneOf [][]Proc) bool {
 	return equal(got, want)
 }
 
-// settle waits until every survivor sleeps, or is stopped if it was before: then
-// nobody is on the way to its mark.
+// settle waits until every survivor sleeps or is stopped: then nobody is on the way
+// to its mark.
 func settle(t testing.TB, s *Storm, dead map[int]bool) {
 	t.Helper()
 	for i, p := range s.Processes() {
 		eventually(t, "the survivors sleep", func() bool {
 			st, err := readStat(p.PID)
 			was := s.members[i].stateThere()
-			return dead[p.PID] || (err == nil && (st.state == 'S' || st.state == was || (st.state == 'T' && was == 't')))
+			return dead[p.PID] || (err == nil && (st.state == 'S' || st.state == was || st.state == 'T' || st.state == 't'))
 		})
 	}
 }
@@ -192,19 +192,27 @@ func TestKernelWakes(t *testing.T) {
 	}
 }
 
-// sleeps is how often a process has gone to sleep of its own accord.
+// sleeps is how often a process's threads have gone to sleep of their own accord.
 func sleeps(t testing.TB, pid int) int {
 	t.Helper()
-	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	tids, err := threads(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(text), "\nvoluntary_ctxt_switches:")
-	n, err := strconv.Atoi(strings.Fields(rest)[0])
-	if err != nil {
-		t.Fatal(err)
+	total := 0
+	for _, tid := range tids {
+		text, err := os.ReadFile("/proc/" + strconv.Itoa(tid) + "/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, rest, _ := strings.Cut(string(text), "\nvoluntary_ctxt_switches:")
+		n, err := strconv.Atoi(strings.Fields(rest)[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		total += n
 	}
-	return n
+	return total
 }
 
 func TestDependentsOfTheTargets(t *testing.T) {

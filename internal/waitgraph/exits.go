@@ -8,6 +8,7 @@ import (
 // Signals that a death can send.
 const (
 	sigHUP  = 1
+	sigKILL = 9
 	sigCHLD = 17
 	sigCONT = 18
 )
@@ -21,13 +22,15 @@ type exits struct {
 	*builder
 	processes []Process
 	kin       []Kin
+	threads   []Thread
 	queued    [][]ChildWait     // by process
 	init      map[int32]int32   // by namespace
 	groups    map[int32][]int32 // living members by process group
+	effects   effects           // scratch
 }
 
 func newExits(b *builder, s *Snapshot) *exits {
-	e := &exits{builder: b, processes: s.Processes, kin: s.Kin, init: map[int32]int32{},
+	e := &exits{builder: b, processes: s.Processes, kin: s.Kin, threads: s.Threads, init: map[int32]int32{},
 		groups: map[int32][]int32{}, queued: make([][]ChildWait, len(s.Processes))}
 	for _, w := range s.ChildWaits {
 		e.queued[w.Process] = append(e.queued[w.Process], w)
@@ -43,29 +46,60 @@ func newExits(b *builder, s *Snapshot) *exits {
 	return e
 }
 
+// bereft is who gets a parent-death signal.
+type bereft struct {
+	process, signal int32
+	reaction        *Signals
+}
+
+// tracee is a thread that somebody traces.
+type tracee struct {
+	process int32
+	stopped bool // for its tracer
+	killed  bool // with it
+}
+
 func (e *exits) all() {
-	bereaved := make(map[int32][]int32) // those with a parent-death signal, by parent
-	tracees := make(map[int32][]int32)
+	bereaved := make(map[int32][]bereft) // by parent
+	tracees := make(map[int32][]tracee)  // by tracer
 	for i := range e.kin {
 		p := int32(i)
 		if !e.alive[p] {
 			e.zombie(p)
 			continue
 		}
-		k := &e.kin[p]
+		k, proc := &e.kin[p], &e.processes[p]
 		e.notify(p)
 		e.queue(ChannelPidfd, p, k.ExitQueue)
 		if k.Vfork && k.Parent >= 0 && e.alive[k.Parent] {
 			e.source(ChannelChild, []int32{p}, []int32{k.Parent})
 		}
-		if k.Parent >= 0 && e.processes[p].ParentDeathSignal != 0 {
-			bereaved[k.Parent] = append(bereaved[k.Parent], p)
+		if k.Parent >= 0 && proc.ParentDeathSignal != 0 {
+			bereaved[k.Parent] = append(bereaved[k.Parent], bereft{p, proc.ParentDeathSignal, &proc.Signals})
 		}
 		if k.Tracer >= 0 {
-			tracees[k.Tracer] = append(tracees[k.Tracer], p)
+			tracees[k.Tracer] = append(tracees[k.Tracer], tracee{p, proc.State == 't', k.KilledByTracer})
 		}
 		if k.Foreground != 0 {
 			e.hangup(p, k.Foreground)
+		}
+		if proc.NamespaceInit && proc.Deadly.Has(proc.ParentDeathSignal) {
+			e.namespace(p)
+		}
+	}
+	for i := range e.threads {
+		t := &e.threads[i]
+		parent := e.kin[t.Process].Parent
+		e.queue(ChannelPidfd, t.Process, t.ExitQueue)
+		if parent >= 0 && t.ParentDeathSignal != 0 {
+			bereaved[parent] = append(bereaved[parent], bereft{t.Process, t.ParentDeathSignal, &t.Signals})
+		}
+		if t.Tracer < 0 {
+			continue
+		}
+		tracees[t.Tracer] = append(tracees[t.Tracer], tracee{t.Process, t.State == 't', t.KilledByTracer})
+		if t.Tracer != e.kin[t.Process].Tracer {
+			e.source(ChannelChild, []int32{t.Process}, e.notice(t.Tracer, t.Process))
 		}
 	}
 	for i := range e.kin { // maps have no order
@@ -78,34 +112,33 @@ func (e *exits) all() {
 }
 
 // bereave adds the parent-death signals that the exit of p sends.
-func (e *exits) bereave(p int32, children []int32) {
-	var told, ended []int32
-	for _, c := range children {
-		sig := e.processes[c].ParentDeathSignal
-		if e.ends(c, sig) {
-			ended = append(ended, c)
-		} else {
-			told = e.signalled(told, c, sig)
-		}
+func (e *exits) bereave(p int32, children []bereft) {
+	if len(children) == 0 {
+		return
 	}
-	e.source(ChannelParentDeath, []int32{p}, told)
-	e.deadly(ChannelParentDeath, []int32{p}, ended)
+	f := e.begin()
+	for _, c := range children {
+		e.signal(f, c.process, c.signal, c.reaction)
+	}
+	e.emit(ChannelParentDeath, []int32{p}, f)
 }
 
 // detach adds what the exit of a tracer does: it lets stopped tracees go on, and
 // kills those that are to die with it.
-func (e *exits) detach(p int32, tracees []int32) {
-	var freed, ended []int32
+func (e *exits) detach(p int32, tracees []tracee) {
+	if len(tracees) == 0 {
+		return
+	}
+	f := e.begin()
 	for _, t := range tracees {
 		switch {
-		case e.kin[t].KilledByTracer:
-			ended = append(ended, t)
-		case e.processes[t].State == 't':
-			freed = append(freed, t)
+		case t.killed:
+			f.ended = append(f.ended, t.process)
+		case t.stopped:
+			f.woken = append(f.woken, t.process)
 		}
 	}
-	e.source(ChannelSignal, []int32{p}, freed)
-	e.deadly(ChannelSignal, []int32{p}, ended)
+	e.emit(ChannelSignal, []int32{p}, f)
 }
 
 // notify says who is told of the exit of p: its tracer, or its parent; once its
@@ -114,17 +147,17 @@ func (e *exits) notify(p int32) {
 	k := &e.kin[p]
 	holders := []int32{p}
 	if k.Tracer >= 0 && k.Tracer != k.Parent {
-		e.source(ChannelChild, holders, e.told(nil, k.Tracer, p, sigCHLD))
+		e.source(ChannelChild, holders, e.notice(k.Tracer, p))
 		holders = append(holders, k.Tracer)
 	}
 	if k.Parent < 0 {
 		return
 	}
-	sig := k.ExitSignal
-	if k.Tracer >= 0 {
-		sig = sigCHLD
+	reaction := &e.processes[k.Parent].Signals
+	if k.OfThread {
+		reaction = &e.processes[k.Parent].AnyThread
 	}
-	e.source(ChannelChild, holders, e.told(nil, k.Parent, p, sig))
+	e.tell(holders, k.Parent, p, k.ExitSignal, reaction)
 	e.adopt(p, append(holders, k.Parent))
 }
 
@@ -138,13 +171,32 @@ func (e *exits) zombie(p int32) {
 
 // adopt says who is told of the exit of p when all of holders have exited, the
 // last of whom was its parent.
+//
+// Where the parent leaves no zombies, that is so only if it exits before p does;
+// the sources say so. Which of them does nobody knows beforehand.
 func (e *exits) adopt(p int32, holders []int32) {
+	n, parent := len(e.sources), holders[len(holders)-1]
+	e.adopters(holders, func(holders []int32, reaper int32) {
+		e.tell(holders, reaper, p, sigCHLD, &e.processes[reaper].Signals)
+	})
+	if !e.alive[p] || !e.kin[parent].AutoReap {
+		return
+	}
+	for i := n; i < len(e.sources); i++ {
+		e.sources[i].Name += fmt.Sprintf(", if %d exits first", e.processes[parent].PID)
+	}
+}
+
+// adopters calls f for whoever adopts the children of the last of holders, once
+// all of them have exited; then for who adopts them once that one has, too; and
+// so on.
+func (e *exits) adopters(holders []int32, f func(holders []int32, reaper int32)) {
 	for range maxReapers {
 		reaper := e.reaper(holders[len(holders)-1])
 		if reaper < 0 || slices.Contains(holders, reaper) {
 			return
 		}
-		e.source(ChannelChild, holders, e.told(nil, reaper, p, sigCHLD))
+		f(holders, reaper)
 		if e.processes[reaper].NamespaceInit {
 			return
 		}
@@ -167,48 +219,65 @@ func (e *exits) reaper(p int32) int32 {
 	return -1
 }
 
-// told appends whom do_notify_parent() wakes when it tells parent of child:
-// the parent, if it waits for that child or the signal interrupts it, and
-// those who wait for its signals.
-func (e *exits) told(waiters []int32, parent, child, sig int32) []int32 {
+// tell adds that parent is told of the exit of child (do_notify_parent): it wakes
+// if it waits for that child, and sig does to it what it does.
+func (e *exits) tell(holders []int32, parent, child, sig int32, reaction *Signals) {
 	if !e.alive[parent] {
-		return waiters
+		return
 	}
-	for _, w := range e.queued[parent] {
-		if (w.Child < 0 || w.Child == child) && (w.PGID == 0 || w.PGID == e.processes[child].PGID) {
-			waiters = append(waiters, parent)
-			break
-		}
+	f := e.begin()
+	if e.waitsFor(parent, child) {
+		f.woken = append(f.woken, parent)
 	}
-	if sig == sigCHLD && e.processes[parent].SIGCHLD == SignalIgnored {
-		return waiters
+	if sig != sigCHLD || e.processes[parent].SIGCHLD != SignalIgnored {
+		e.signal(f, parent, sig, reaction)
 	}
-	return e.signalled(waiters, parent, sig)
+	e.emit(ChannelChild, holders, f)
 }
 
-// signalled appends whom a signal to p wakes: p where it interrupts it, and
-// those who read its signals.
-func (e *exits) signalled(waiters []int32, p, sig int32) []int32 {
-	if !e.alive[p] || !e.processes[p].Accepted.Has(sig) {
-		return waiters
+// notice is whom do_notify_parent_cldstop() wakes when it tells a parent or a
+// tracer that child has stopped or goes on: a tracer is told of an exit in the
+// same way.
+func (e *exits) notice(parent, child int32) []int32 {
+	if !e.alive[parent] {
+		return nil
 	}
-	if e.interrupts(p, sig) {
-		waiters = append(waiters, p)
+	var f effects
+	if e.waitsFor(parent, child) {
+		f.woken = append(f.woken, parent)
 	}
-	if q := e.kin[p].SignalQueue; q >= 0 {
-		for _, s := range e.sleepersOf(q) {
-			waiters = append(waiters, s.process)
-		}
+	if !e.kin[parent].NoChildStops {
+		e.signal(&f, parent, sigCHLD, &e.processes[parent].AnyThread)
 	}
-	return waiters
+	return f.woken
 }
 
-// ends reports whether sig would end p.
-func (e *exits) ends(p, sig int32) bool { return e.alive[p] && e.processes[p].Deadly.Has(sig) }
+// waitsFor reports whether somebody sleeps in wait4 or waitid of parent's whom
+// news of child wakes.
+func (e *exits) waitsFor(parent, child int32) bool {
+	return slices.ContainsFunc(e.queued[parent], func(w ChildWait) bool {
+		return (w.Child < 0 || w.Child == child) && (w.PGID == 0 || w.PGID == e.processes[child].PGID)
+	})
+}
 
-// interrupts reports whether sig would wake p.
-func (e *exits) interrupts(p, sig int32) bool {
-	return sig > 0 && e.alive[p] && e.processes[p].State == 'S' && e.processes[p].Interruptible.Has(sig)
+// namespace adds what the end of an init does: SIGKILL to all in its pid namespace,
+// and in those below it (zap_pid_ns_processes). An init is never in a kill set, but
+// it may have asked to die with its parent, as unshare --kill-child has it do.
+func (e *exits) namespace(init int32) {
+	inside := make([]bool, len(e.kin))
+	inside[init] = true
+	var ended []int32
+	for changed := true; changed; { // a parent may come after its child
+		changed = false
+		for i := range e.kin {
+			k := &e.kin[i]
+			if !inside[i] && (k.Namespace == e.kin[init].Namespace || k.Parent >= 0 && inside[k.Parent]) {
+				inside[i], changed = true, true
+				ended = append(ended, int32(i))
+			}
+		}
+	}
+	e.deadly(ChannelParentDeath, []int32{init}, ended)
 }
 
 // queue adds the exit of p as a source for those who sleep on an object.
@@ -226,67 +295,11 @@ func (e *exits) queue(c Channel, p, object int32) {
 // hangup adds what the death of a session leader does to the process group in
 // the foreground of its terminal: SIGHUP (disassociate_ctty).
 func (e *exits) hangup(leader, pgid int32) {
-	var told, ended []int32
+	f := e.begin()
 	for _, p := range e.groups[pgid] {
-		if e.ends(p, sigHUP) {
-			ended = append(ended, p)
-		} else {
-			told = e.signalled(told, p, sigHUP)
-		}
+		e.signal(f, p, sigHUP, &e.processes[p].Signals)
 	}
-	e.source(ChannelPTY, []int32{leader}, told)
-	e.deadly(ChannelPTY, []int32{leader}, ended)
-}
-
-// orphanedGroups adds process groups with stopped members. Once nobody is left
-// in their session who could continue them, the kernel sends them SIGHUP and
-// SIGCONT (kill_orphaned_pgrp). That is when of each pair of a member and its
-// parent in another group of the session one has exited: it is enough that all
-// these parents have, or all these members.
-func (e *exits) orphanedGroups() {
-	for i := range e.processes { // maps have no order
-		p := int32(i)
-		members := e.groups[e.processes[p].PGID]
-		if len(members) == 0 || members[0] != p {
-			continue
-		}
-		if !slices.ContainsFunc(members, func(m int32) bool { return e.processes[m].State == 'T' }) {
-			continue
-		}
-		var parents, linked []int32
-		for _, m := range members {
-			parent := e.kin[m].Parent
-			if parent < 0 || !e.alive[parent] || e.processes[parent].PGID == e.processes[m].PGID || e.processes[parent].SID != e.processes[m].SID {
-				continue
-			}
-			parents, linked = append(parents, parent), append(linked, m)
-		}
-		if len(parents) == 0 {
-			continue
-		}
-		e.orphan(parents, members)
-		if len(linked) < len(members) {
-			e.orphan(linked, members)
-		}
-	}
-}
-
-// orphan adds what SIGHUP and SIGCONT do to the members of a group once holders
-// have exited.
-func (e *exits) orphan(holders, members []int32) {
-	var told, ended []int32
-	for _, m := range members {
-		switch {
-		case e.ends(m, sigHUP):
-			ended = append(ended, m)
-		case e.processes[m].State == 'T':
-			told = append(told, m)
-		default:
-			told = e.signalled(e.signalled(told, m, sigHUP), m, sigCONT)
-		}
-	}
-	e.source(ChannelSignal, holders, told)
-	e.deadly(ChannelSignal, holders, ended)
+	e.emit(ChannelPTY, []int32{leader}, f)
 }
 
 // source adds the exits of holders as a source, if anybody waits who is alive

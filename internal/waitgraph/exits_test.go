@@ -69,8 +69,8 @@ func TestExits(t *testing.T) {
 		{"wait for another group", func(s *Snapshot) { waitsFor(s, ChildWait{Process: 1, Child: -1, PGID: 7}) }, nil},
 		{"SIGCHLD is caught", func(s *Snapshot) { catches(s, 1, sigCHLD) }, []string{"child: [2] -> [1]"}},
 		{"SIGCHLD is caught by one that runs", func(s *Snapshot) {
-			catches(s, 1, sigCHLD)
-			s.Processes[1].State = 'R'
+			s.Processes[1].SIGCHLD = SignalCaught
+			s.Processes[1].Accepted = s.Processes[1].Accepted.With(sigCHLD)
 		}, nil},
 		{"SIGCHLD is ignored", func(s *Snapshot) {
 			catches(s, 1, sigCHLD)
@@ -114,6 +114,11 @@ func TestExits(t *testing.T) {
 		{"a tracee dies with its tracer", func(s *Snapshot) { s.Kin[2].Tracer, s.Kin[2].KilledByTracer = 1, true },
 			[]string{"signal: [1] -> [2], which die"}},
 		{"pidfd", func(s *Snapshot) { s.Kin[2].ExitQueue = sleepsOn(s, 0) }, []string{"pidfd: [2] -> [0]"}},
+		{"who asked to die with its parent is the init of others", func(s *Snapshot) {
+			s.Processes[1].NamespaceInit, s.Kin[1].Namespace, s.Kin[2].Namespace = true, 1, 1
+			s.Processes[1].ParentDeathSignal = sigKILL
+			s.Processes[1].Deadly = s.Processes[1].Deadly.With(sigKILL)
+		}, []string{"parent-death: [0] -> [1], which die", "parent-death: [1] -> [2], which die"}},
 		{"vfork", func(s *Snapshot) {
 			s.Kin[2].Vfork = true
 			s.Processes[1].State = 'D'
@@ -126,6 +131,57 @@ func TestExits(t *testing.T) {
 			s.Processes[2].ParentDeathSignal = 15
 			s.Processes[2].Deadly = s.Processes[2].Deadly.With(15)
 		}, []string{"parent-death: [1] -> [2], which die"}},
+		{"parent-death signal that would end one who is stopped", func(s *Snapshot) {
+			s.Processes[2].ParentDeathSignal, s.Processes[2].Stopped = 15, true
+			s.Processes[2].Accepted = s.Processes[2].Accepted.With(15)
+			s.Processes[2].Deadly = s.Processes[2].Deadly.With(15)
+		}, nil},
+		{"SIGKILL at the parent's death ends who is stopped, too", func(s *Snapshot) {
+			s.Processes[2].ParentDeathSignal, s.Processes[2].Stopped = sigKILL, true
+			s.Processes[2].Deadly = s.Processes[2].Deadly.With(sigKILL)
+		}, []string{"parent-death: [1] -> [2], which die"}},
+		{"SIGCONT at the parent's death: who adopts is told", func(s *Snapshot) {
+			s.Processes[2].ParentDeathSignal, s.Processes[2].Stopped = sigCONT, true
+			waitsFor(s, ChildWait{Process: 0, Child: 2})
+		}, []string{"child: [1 2] -> [0]", "child: [1] -> [0]", "parent-death: [1] -> [2]"}},
+		{"SIGSTOP at the parent's death: who adopts hears of it, but not with SA_NOCLDSTOP", func(s *Snapshot) {
+			s.Processes[2].ParentDeathSignal = 19
+			catches(s, 2, 19)
+			s.Processes[2].Stopping = s.Processes[2].Stopping.With(19)
+			s.Kin[0].NoChildStops = true
+			s.Processes[0].AnyThread = s.Processes[0].Signals
+		}, []string{"parent-death: [1] -> [2]"}},
+		{"parent-death signal of a traced process: its tracer is told", func(s *Snapshot) {
+			s.Kin[2].Tracer = 0
+			s.Processes[2].ParentDeathSignal = 15
+			catches(s, 2, 15)
+			s.Processes[2].Trapped = s.Processes[2].Trapped.With(15)
+			waitsFor(s, ChildWait{Process: 0, Child: -1})
+		}, []string{"child: [1] -> [0]", "child: [1] -> [0]", "child: [2] -> [0]", "parent-death: [1] -> [2]"}},
+		{"parent-death signal of a thread", func(s *Snapshot) {
+			th := Thread{Process: 2, Tracer: -1, ExitQueue: -1, ParentDeathSignal: 15}
+			th.Signals.Accepted, th.Signals.Interruptible = th.Signals.Accepted.With(15), th.Signals.Interruptible.With(15)
+			s.Threads = []Thread{th}
+		}, []string{"parent-death: [1] -> [2]"}},
+		{"a thread has a tracer of its own", func(s *Snapshot) {
+			s.Threads = []Thread{{Process: 2, Tracer: 0, ExitQueue: -1}}
+			waitsFor(s, ChildWait{Process: 0, Child: -1})
+		}, []string{"child: [1 2] -> [0]", "child: [1] -> [0]", "child: [2] -> [0]"}},
+		{"a thread that is stopped for its tracer is let go", func(s *Snapshot) {
+			s.Threads = []Thread{{Process: 2, Tracer: 1, ExitQueue: -1, State: 't'}}
+		}, []string{"signal: [1] -> [2]"}},
+		{"pidfd of a thread", func(s *Snapshot) {
+			s.Threads = []Thread{{Process: 2, Tracer: -1, ExitQueue: sleepsOn(s, 0)}}
+		}, []string{"pidfd: [2] -> [0]"}},
+		{"SIGCHLD to a thread of the parent", func(s *Snapshot) {
+			s.Kin[2].OfThread = true
+			s.Processes[1].AnyThread.Accepted = s.Processes[1].Accepted.With(sigCHLD)
+			s.Processes[1].AnyThread.Interruptible = s.Processes[1].Interruptible.With(sigCHLD)
+		}, []string{"child: [2] -> [1]"}},
+		{"an exit signal that ends the parent", func(s *Snapshot) {
+			s.Kin[2].ExitSignal = 15
+			s.Processes[1].Deadly = s.Processes[1].Deadly.With(15)
+		}, []string{"child: [2] -> [1], which die"}},
 		{"parent-death signal, read through signalfd", func(s *Snapshot) {
 			s.Processes[2].ParentDeathSignal = 15
 			s.Processes[2].Accepted = s.Processes[2].Accepted.With(15)
@@ -137,17 +193,47 @@ func TestExits(t *testing.T) {
 			catches(s, 2, sigHUP)
 		}, []string{"pty: [1] -> [2]"}},
 		{"stopped job: its shell goes", func(s *Snapshot) {
-			s.Processes[2].PGID, s.Processes[2].State = 102, 'T'
+			s.Processes[0].SID = 1
+			s.Processes[2].PGID, s.Processes[2].Stopped = 102, true
 		}, []string{"signal: [1] -> [2]"}},
+		{"stopped job: who adopts it is in the session as well", func(s *Snapshot) {
+			s.Processes[2].PGID, s.Processes[2].Stopped = 102, true
+		}, []string{"signal: [0 1] -> [2]"}},
+		{"stopped job: the init of all adopts it", func(s *Snapshot) {
+			s.Processes[0].KernelPID = 1
+			s.Processes[2].PGID, s.Processes[2].Stopped = 102, true
+		}, []string{"signal: [1] -> [2]"}},
+		{"stopped job: who adopts it waits, and is told that it goes on", func(s *Snapshot) {
+			s.Processes[0].SID = 1
+			waitsFor(s, ChildWait{Process: 0, Child: 2})
+			s.Processes[2].PGID, s.Processes[2].Stopped = 102, true
+		}, []string{"child: [1 2] -> [0]", "child: [1] -> [0]", "signal: [1] -> [2]"}},
+		{"stopped job that dies of SIGHUP", func(s *Snapshot) {
+			s.Processes[0].SID = 1
+			s.Processes[2].PGID, s.Processes[2].Stopped = 102, true
+			s.Processes[2].Deadly = s.Processes[2].Deadly.With(sigHUP)
+		}, []string{"signal: [1] -> [2], which die"}},
+		{"stopped job with two parents", func(s *Snapshot) {
+			s.Processes[0].SID = 1
+			more := people(5)[3:]
+			s.Processes = append(s.Processes, more...)
+			for p := 3; p < 5; p++ { // 1 is the parent of 2, 3 that of 4
+				s.Kin = append(s.Kin, Kin{Parent: int32(p - 1), Tracer: -1, ExitSignal: sigCHLD, ExitQueue: -1, SignalQueue: -1})
+				s.Processes[p].PGID, s.Processes[p].SID = 103, 100
+			}
+			s.Kin[3].Parent = 0
+			s.Processes[2].PGID, s.Processes[2].Stopped, s.Processes[4].PGID = 102, true, 102
+		}, []string{"signal: [1 3] -> [2]", "signal: [1 4] -> [2]"}},
 		{"stopped job with a member whose parent is in it", func(s *Snapshot) {
+			s.Processes[0].SID = 1
 			s.Processes = append(s.Processes, people(4)[3])
 			s.Kin = append(s.Kin, Kin{Parent: 2, Tracer: -1, ExitQueue: -1, SignalQueue: -1})
 			for p := 2; p < 4; p++ {
-				s.Processes[p].PGID, s.Processes[p].SID, s.Processes[p].State = 102, 100, 'T'
+				s.Processes[p].PGID, s.Processes[p].SID, s.Processes[p].Stopped = 102, 100, true
 			}
 		}, []string{"signal: [1] -> [2 3]", "signal: [2] -> [3]"}},
 		{"stopped job that is orphaned already", func(s *Snapshot) {
-			s.Processes[2].PGID, s.Processes[2].SID, s.Processes[2].State = 102, 102, 'T'
+			s.Processes[2].PGID, s.Processes[2].SID, s.Processes[2].Stopped = 102, 102, true
 		}, nil},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -159,6 +245,27 @@ func TestExits(t *testing.T) {
 				t.Errorf("sources %q, want %q", got, want)
 			}
 		})
+	}
+}
+
+// TestAutoReap: who adopts the children of a parent that leaves no zombies is told
+// only of those that outlive it.
+func TestAutoReap(t *testing.T) {
+	for _, autoReap := range []bool{false, true} {
+		s := family()
+		s.Kin[1].AutoReap = autoReap
+		waitsFor(s, ChildWait{Process: 0, Child: 2})
+		sources := New(s).Sources
+		if len(sources) != 1 {
+			t.Fatalf("sources %v, want one", say(sources))
+		}
+		want := fmt.Sprintf("exit of %d and %d", s.Processes[1].PID, s.Processes[2].PID)
+		if autoReap {
+			want += fmt.Sprintf(", if %d exits first", s.Processes[1].PID)
+		}
+		if got := sources[0].Name; got != want {
+			t.Errorf("source %q, want %q", got, want)
+		}
 	}
 }
 

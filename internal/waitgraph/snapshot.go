@@ -44,6 +44,26 @@ func (s SignalSet) With(sig int32) SignalSet { return s | 1<<uint(sig-1) }
 // Has reports whether sig is in the set; 0 never is.
 func (s SignalSet) Has(sig int32) bool { return sig > 0 && s>>uint(sig-1)&1 != 0 }
 
+// Signals is what a process does with those signals that a death can send: SIGHUP,
+// SIGCHLD, SIGCONT, a parent-death signal, and what its children send at their
+// exits. It depends on the thread that the kernel sends a signal to: that one
+// gets it, unless it blocks it or takes none; then some other thread does
+// (complete_signal).
+type Signals struct {
+	// Accepted are the signals that are queued when they are sent: they are
+	// blocked, or not ignored, or there is a tracer to show them to.
+	Accepted SignalSet
+	// Interruptible are those among them that end a sleep: a thread that gets
+	// them is asleep.
+	Interruptible SignalSet
+	// Deadly are those that end the process, once it is not stopped: a thread
+	// gets them and their action is the default one.
+	Deadly SignalSet
+	// Stopping are those that stop it, and Trapped those that stop a thread of
+	// it for its tracer to look at.
+	Stopping, Trapped SignalSet
+}
+
 // Process is one thread group at the time of the snapshot. Every field comes
 // from kernel memory; none of the process's own pages was touched to read it.
 type Process struct {
@@ -67,6 +87,7 @@ type Process struct {
 	// State is the leader's state as ps letters it: R, S, D, T, t, Z, X, I.
 	State   byte
 	Threads int32 // live threads
+	Stopped bool  // all of it, by a signal
 
 	RSSBytes  uint64 // resident: file, anonymous and shmem pages
 	SwapBytes uint64 // anonymous memory on a swap device
@@ -74,13 +95,12 @@ type Process struct {
 	SIGCHLD           SignalDisposition
 	ParentDeathSignal int32 // prctl(PR_SET_PDEATHSIG), 0 for none
 
-	// Accepted are the signals that are queued when they are sent, since they
-	// are not ignored; Interruptible those among them that interrupt a sleep,
-	// since some thread does not block them. Only signals that a death can
-	// send are looked at: SIGHUP, SIGCHLD, SIGCONT and ParentDeathSignal.
-	Accepted, Interruptible SignalSet
-	// Deadly are those that end the process: their action is the default one.
-	Deadly SignalSet
+	// Signals are those sent to the process as such, which are the leader's
+	// before any other thread's.
+	Signals
+	// AnyThread is the same for signals that are sent to one of its threads,
+	// nobody knows which.
+	AnyThread Signals
 
 	KernelThread bool
 	// NamespaceInit is set for pid 1 of any pid namespace.
@@ -226,6 +246,9 @@ type Sleeper struct {
 type Kin struct {
 	Parent, Tracer int32 // whom the kernel tells of the exit; the real parent
 	ExitSignal     int32 // what the parent is sent, 0 for nothing, -1 for no leader
+	// OfThread is set where a thread forked it that is not its process's leader:
+	// the kernel sends the signal to that thread.
+	OfThread bool
 	// Vfork is set while the parent waits for the exec or exit (CLONE_VFORK).
 	Vfork bool
 	// KilledByTracer is set where the tracer's death kills (PTRACE_O_EXITKILL).
@@ -235,6 +258,9 @@ type Kin struct {
 	// AutoReap is set where the process's children leave no zombies: SIGCHLD
 	// ignored, or SA_NOCLDWAIT.
 	AutoReap bool
+	// NoChildStops is set where SIGCHLD tells the process of exits only:
+	// ignored, or SA_NOCLDSTOP.
+	NoChildStops bool
 	// Foreground is the process group that a session leader's death hangs
 	// up, 0 for none.
 	Foreground int32
@@ -242,6 +268,21 @@ type Kin struct {
 	// The objects, -1 for none, on which sleep those who wait for its exit
 	// (pidfd), and those who wait for a signal to it (signalfd).
 	ExitQueue, SignalQueue int32
+}
+
+// Thread is one thread, not the leader, of a process, with ties of its own.
+// Indexes are -1 for nobody and none.
+type Thread struct {
+	Process int32 // index into Snapshot.Processes
+
+	// As in Kin, but for the exit of this thread.
+	Tracer         int32
+	KilledByTracer bool
+	ExitQueue      int32
+	State          byte // as ps letters it
+
+	ParentDeathSignal int32   // 0 for none
+	Signals           Signals // sent to this thread
 }
 
 // ChildWait is a process asleep in wait4 or waitid.
@@ -280,6 +321,7 @@ type Snapshot struct {
 	Sleepers    []Sleeper
 	Links       []Link
 	Kin         []Kin // by process; nil where nothing is known of exits
+	Threads     []Thread
 	ChildWaits  []ChildWait
 	Incomplete  Incomplete
 }
