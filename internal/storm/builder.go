@@ -200,6 +200,14 @@ func (b *builder) forever() {
 	b.jump(again)
 }
 
+// compute never sleeps.
+func (b *builder) compute() {
+	b.blocked = restless
+	b.store(reg(regSlot), slotReady, imm(1))
+	again := b.here()
+	b.jump(again)
+}
+
 // forkMany forks one child for each of count slots from next on.
 func (b *builder) forkMany(child label, next, count int) {
 	done, again := b.newLabel(), b.here()
