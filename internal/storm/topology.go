@@ -70,6 +70,7 @@ var Topologies = slices.Concat(
 	futexTopologies,
 	ipcTopologies,
 	ptraceTopologies,
+	supervisorTopologies,
 	eventTopologies,
 	tcpTopologies,
 	incidentTopologies,
