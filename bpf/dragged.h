@@ -13,6 +13,9 @@
 #define SIGWINCH 28
 #define SIGNALS_MAX 64
 
+#define SIG_DFL ((void *)0)
+#define SIG_IGN ((void *)1)
+
 /* Signals that by default neither end nor stop anybody. */
 #define SIGNAL_BIT(sig) (1UL << ((sig)-1))
 #define SIGNALS_HARMLESS \
@@ -44,13 +47,13 @@ struct {
 __u64 dragging = 0; /* set once anybody is */
 
 /* Whether nothing but its default is done about a signal. */
-static __always_inline bool at_default(struct sighand_struct *sighand, __u32 sig)
+static __always_inline bool signal_at_default(struct task_struct *task, __u32 sig)
 {
-	struct k_sigaction *slot = (void *)sighand +
+	struct k_sigaction *slot = (void *)BPF_CORE_READ(task, sighand) +
 				   bpf_core_field_offset(struct sighand_struct, action) +
 				   (sig - 1) * bpf_core_type_size(struct k_sigaction);
 
-	return !BPF_CORE_READ(slot, sa.sa_handler);
+	return BPF_CORE_READ(slot, sa.sa_handler) == SIG_DFL;
 }
 
 /* Whether a signal that was generated may end or stop its receiver. */
@@ -60,7 +63,7 @@ static __always_inline bool signal_drags(struct task_struct *task, int sig, int 
 		return false;
 	if (result != TRACE_SIGNAL_DELIVERED && result != TRACE_SIGNAL_LOSE_INFO)
 		return false;
-	return at_default(BPF_CORE_READ(task, sighand), sig);
+	return signal_at_default(task, sig);
 }
 
 /* Returns false for want of space. */
@@ -91,26 +94,15 @@ static __always_inline struct dragged *find_dragged(struct task_struct *task)
 	return d && d->start_ns == group_start_ns(task) ? d : 0;
 }
 
-/* Whether task handles a signal before it reaches user mode that ends or stops it:
- * a traced process stops for any. */
+/* Whether task handles a signal before it reaches user mode that may end or stop
+ * it: a traced process stops for any. */
 static __always_inline bool signal_ahead(struct task_struct *task)
 {
 	unsigned long pending = BPF_CORE_READ(task, pending.signal.sig[0]) |
 				BPF_CORE_READ(task, signal, shared_pending.signal.sig[0]);
-	struct sighand_struct *sighand;
-	__u32 sig;
 
 	pending &= ~BPF_CORE_READ(task, blocked.sig[0]);
-	if (pending && BPF_CORE_READ(task, ptrace))
-		return true;
-	pending &= ~SIGNALS_HARMLESS;
-	if (!pending)
-		return false;
-	sighand = BPF_CORE_READ(task, sighand);
-	for (sig = 1; sig <= SIGNALS_MAX; sig++, pending >>= 1)
-		if (pending & 1 && at_default(sighand, sig))
-			return true;
-	return false;
+	return pending & ~SIGNALS_HARMLESS || (pending && BPF_CORE_READ(task, ptrace));
 }
 
 #endif

@@ -54,11 +54,17 @@ static __always_inline struct doomed *find_doomed_argument(struct task_struct *t
 }
 
 SEC("tp_btf/signal_deliver")
-int BPF_PROG(signal_deliver, int sig)
+int BPF_PROG(signal_deliver, int sig, void *info, struct k_sigaction *ka)
 {
+	struct followed *f;
 	struct doomed *d;
 
-	if (!observing || sig != SIGKILL)
+	if (!observing)
+		return 0;
+	f = find_followed();
+	if (f && ka->sa.sa_handler != SIG_DFL && ka->sa.sa_handler != SIG_IGN)
+		f->returned = true; /* to a handler */
+	if (sig != SIGKILL)
 		return 0;
 	d = find_doomed((void *)bpf_get_current_task());
 	if (d && !d->delivered_ns)
@@ -322,6 +328,7 @@ int BPF_PROG(switching, bool preempt, struct task_struct *prev)
 	return 0;
 }
 
+/* Unless a signal is ahead: signal_deliver tells what that comes to. */
 SEC("tp_btf/sys_exit")
 int returning(void *ctx)
 {

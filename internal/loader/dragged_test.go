@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfkill/bpfkill/internal/storm"
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
 
@@ -61,6 +62,25 @@ func TestNoticesOfTheDragged(t *testing.T) {
 				t.Errorf("%+v, want it through %v, and in user mode only if it was stopped", w, waitgraph.ChannelParentDeath)
 			}
 		})
+	}
+}
+
+// TestReturnToAHandler: a thread that a caught signal wakes is back in user mode when
+// the handler runs.
+func TestReturnToAHandler(t *testing.T) {
+	e := newExecutor(t)
+	o := observe(t, e)
+	s := stage(t, storm.Options{Topology: "parent-death", Processes: 1})
+	m := members(t, s)
+	must(t, e.Doom(m["server"]))
+	kill(t, int(m["server"][0].PID))
+	var got []Wake
+	eventually(t, "the child sleeps again", func() bool {
+		got = wakesOf(t, o, m["caught"][0])
+		return len(got) == 1 && got[0].Ended == got[0].Count
+	})
+	if got[0].Returned != 1 || got[0].Channel != waitgraph.ChannelParentDeath {
+		t.Errorf("%+v, want it in user mode once", got[0])
 	}
 }
 
