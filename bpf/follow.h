@@ -42,7 +42,7 @@ static __always_inline struct followed *find_followed(void)
 
 /* The same, unless it went back to user mode: what it does until then comes of
  * what woke it, its own death by a signal included. */
-static __always_inline struct followed *find_dragged(void)
+static __always_inline struct followed *find_unwinding(void)
 {
 	struct followed *f = find_followed();
 

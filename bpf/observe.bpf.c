@@ -29,7 +29,11 @@ struct {
 	__type(value, struct wake);
 } wakes SEC(".maps");
 
+/* Marks of which each says alone what a wake came through. */
+const volatile __u64 telling = 0;
+
 #include "follow.h"
+#include "dragged.h"
 
 static __always_inline struct doomed *find_doomed(struct task_struct *task)
 {
@@ -49,42 +53,22 @@ static __always_inline struct doomed *find_doomed_argument(struct task_struct *t
 	return d && d->start_ns == task->group_leader->start_boottime ? d : 0;
 }
 
-SEC("tp_btf/signal_generate")
-int BPF_PROG(signal_generate, int sig, void *info, struct task_struct *task)
-{
-	struct doomed *d;
-
-	if (!observing || sig != SIGKILL)
-		return 0;
-	d = find_doomed_argument(task);
-	if (d && !d->generated_ns)
-		d->generated_ns = bpf_ktime_get_ns();
-	return 0;
-}
-
 SEC("tp_btf/signal_deliver")
-int BPF_PROG(signal_deliver, int sig)
+int BPF_PROG(signal_deliver, int sig, void *info, struct k_sigaction *ka)
 {
+	struct followed *f;
 	struct doomed *d;
 
-	if (!observing || sig != SIGKILL)
+	if (!observing)
+		return 0;
+	f = find_followed();
+	if (f && ka->sa.sa_handler != SIG_DFL && ka->sa.sa_handler != SIG_IGN)
+		f->returned = true; /* to a handler */
+	if (sig != SIGKILL)
 		return 0;
 	d = find_doomed((void *)bpf_get_current_task());
 	if (d && !d->delivered_ns)
 		d->delivered_ns = bpf_ktime_get_ns();
-	return 0;
-}
-
-SEC("tp_btf/sched_process_exit")
-int BPF_PROG(process_exit, struct task_struct *task)
-{
-	struct doomed *d;
-
-	if (!observing || BPF_CORE_READ(task, signal, live.counter))
-		return 0;
-	d = find_doomed(task);
-	if (d && !d->exit_ns)
-		d->exit_ns = bpf_ktime_get_ns();
 	return 0;
 }
 
@@ -131,43 +115,106 @@ static __always_inline void set_cause(struct wake_key *key, __s32 tgid, __u64 st
 	key->cause_start_ns = start_ns;
 }
 
+/* Where there is nothing more to be learnt from a stack. An interrupt further out
+ * only brought the process to where it stops or exits. */
+#define TRAIL_ENDS (MARK_EXIT | MARK_INTERRUPT | MARK_SOFTIRQ | MARK_NOTIFY_PARENT)
+
 /*
- * Whose death causes the wake: the running process's, that of who woke it (it passes
- * the wake on before it reaches user mode, or dies of a signal), or that of who
- * hung up on the TCP socket that a software interrupt serves. An interrupt may hit
- * any of them by chance. Below do_exit there may be one, too: a process that ran in
- * user mode dies on its way back from the one that told it of its signal.
+ * Whose death causes what the running process does: its own; that of who sent it
+ * the signal by which it stops or exits; that of who woke it (it passes the wake on
+ * before it reaches user mode); or that of who hung up on the TCP socket that a
+ * software interrupt serves. An interrupt may hit any of them by chance. Who was
+ * stopped did not wait for anything that it could pass on.
  */
 static __always_inline bool find_cause(void *ctx, struct task_struct *waker, struct wake_key *key)
 {
-	bool dying = is_dying(waker);
-	struct closer *closer = hung_up_by();
-	struct followed *f = find_dragged();
+	struct closer *closer;
+	struct followed *f;
+	struct dragged *d;
 
-	if (!dying && !closer && !f)
+	if (!is_dying(waker) && !hung_up_by() && !find_unwinding() && !find_dragged(waker))
 		return false;
-	if (!read_trail(ctx, MARK_EXIT | MARK_INTERRUPT | MARK_SOFTIRQ, &key->trail)) {
+	if (!read_trail(ctx, TRAIL_ENDS, &key->trail)) {
 		__sync_fetch_and_add(&lost_events, 1);
 		return false;
 	}
 	if (key->trail & (MARK_INTERRUPT | MARK_KERNEL))
 		return false;
 	if (key->trail & MARK_SOFTIRQ) {
-		if (!closer || !(key->trail & MARK_TCP_RECEIVE))
-			return false;
-		set_cause(key, closer->tgid, closer->start_ns);
-		return key->cause != key->wakee;
+		closer = key->trail & MARK_TCP_RECEIVE ? hung_up_by() : 0;
+		if (closer)
+			set_cause(key, closer->tgid, closer->start_ns);
+		return closer;
 	}
-	if (dying) {
+	if (is_dying(waker)) {
 		set_cause(key, BPF_CORE_READ(waker, tgid), group_start_ns(waker));
-	} else {
-		if (!f)
-			return false;
-		set_cause(key, f->key.cause, f->key.cause_start_ns);
-		if (!(key->trail & MARK_EXIT))
-			key->trail = f->key.trail;
+		return true;
 	}
-	return BPF_CORE_READ(waker, tgid) != key->wakee && key->cause != key->wakee;
+	d = key->trail & (MARK_EXIT | MARK_NOTIFY_PARENT) ? find_dragged(waker) : 0;
+	if (d) {
+		set_cause(key, d->key.cause, d->key.cause_start_ns);
+		return true;
+	}
+	f = find_unwinding();
+	if (!f || (f->stopped && !(key->trail & (MARK_EXIT | MARK_NOTIFY_PARENT))))
+		return false;
+	set_cause(key, f->key.cause, f->key.cause_start_ns);
+	if (!(key->trail & (MARK_EXIT | telling)))
+		key->trail = f->key.trail;
+	return true;
+}
+
+/* What a signal does to its receiver shows later. */
+static __always_inline void track_signal(void *ctx, int sig, struct task_struct *task, int result)
+{
+	struct wake_key key = {.wakee = task->tgid};
+
+	if (!signal_drags(task, sig, result) ||
+	    !find_cause(ctx, (void *)bpf_get_current_task(), &key) || key.cause == key.wakee)
+		return;
+	key.wakee_start_ns = group_start_ns(task);
+	if (!record_dragged(sig, &key))
+		__sync_fetch_and_add(&lost_events, 1);
+}
+
+/* The killer's own signals take the short way: they make the window longer. */
+SEC("tp_btf/signal_generate")
+int BPF_PROG(signal_generate, int sig, void *info, struct task_struct *task, int group, int result)
+{
+	struct doomed *d;
+
+	if (!observing)
+		return 0;
+	d = sig == SIGKILL ? find_doomed_argument(task) : 0;
+	if (!d)
+		track_signal(ctx, sig, task, result);
+	else if (!d->generated_ns)
+		d->generated_ns = bpf_ktime_get_ns();
+	return 0;
+}
+
+/* Whom a signal ends that was awake: no wake tells of it. */
+static __always_inline void count_dragged(struct task_struct *task)
+{
+	struct dragged *d = find_dragged(task);
+
+	if (d && !bpf_map_lookup_elem(&wakes, &d->key))
+		count_wake(&d->key, task);
+}
+
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(process_exit, struct task_struct *task)
+{
+	struct doomed *d;
+
+	if (!observing || BPF_CORE_READ(task, signal, live.counter))
+		return 0;
+	d = find_doomed(task);
+	if (!d)
+		count_dragged(task);
+	else if (!d->exit_ns)
+		d->exit_ns = bpf_ktime_get_ns();
+	return 0;
 }
 
 /*
@@ -195,7 +242,9 @@ int BPF_PROG(waking, struct task_struct *wakee)
 	if (d)
 		d->woken = true;
 	state = task_state(wakee);
-	if (!awaits_event(state) || !find_cause(ctx, waker, &key))
+	if (!awaits_event(state) || !find_cause(ctx, waker, &key) || key.cause == key.wakee)
+		return 0;
+	if (!(key.trail & MARK_SOFTIRQ) && BPF_CORE_READ(waker, tgid) == key.wakee)
 		return 0;
 	if (d && !d->early_ns) {
 		d->waker = key.cause;
@@ -214,6 +263,7 @@ static __always_inline void take_note(struct sock *sk, struct task_struct *task,
 	struct endpoints e = {};
 	struct closer by = {}, *closer;
 	struct followed *f;
+	struct dragged *d;
 
 	if (!read_endpoints(sk, &e))
 		return;
@@ -222,10 +272,14 @@ static __always_inline void take_note(struct sock *sk, struct task_struct *task,
 	if (closer || (state != TCP_FIN_WAIT1 && state != TCP_LAST_ACK && state != TCP_CLOSE) ||
 	    !(BPF_CORE_READ(task, flags) & PF_EXITING))
 		return;
-	f = find_dragged();
+	d = find_dragged(task);
+	f = find_unwinding();
 	if (find_doomed(task)) {
 		by.tgid = BPF_CORE_READ(task, tgid);
 		by.start_ns = group_start_ns(task);
+	} else if (d) {
+		by.tgid = d->key.cause;
+		by.start_ns = d->key.cause_start_ns;
 	} else if (f) {
 		by.tgid = f->key.cause;
 		by.start_ns = f->key.cause_start_ns;
@@ -274,12 +328,13 @@ int BPF_PROG(switching, bool preempt, struct task_struct *prev)
 	return 0;
 }
 
+/* Unless a signal is ahead: signal_deliver tells what that comes to. */
 SEC("tp_btf/sys_exit")
 int returning(void *ctx)
 {
 	struct followed *f = find_followed();
 
-	if (f && !sigkill_pending((void *)bpf_get_current_task()))
+	if (f && !signal_ahead((void *)bpf_get_current_task()))
 		f->returned = true;
 	return 0;
 }

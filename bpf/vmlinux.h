@@ -365,6 +365,7 @@ struct signal_struct {
 	wait_queue_head_t wait_chldexit; /* who waits for a child */
 	struct sigpending shared_pending;
 	unsigned int flags; /* whether all of it is stopped */
+	int group_exit_code; /* the signal that ends or stops the process */
 	struct tty_struct *tty;
 	struct pid *tty_old_pgrp; /* once the terminal has hung up */
 	int leader; /* of its session */

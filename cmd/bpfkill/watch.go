@@ -8,6 +8,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/bpfkill/bpfkill/internal/cgroup2"
 	"github.com/bpfkill/bpfkill/internal/loader"
 	"github.com/bpfkill/bpfkill/internal/report"
@@ -84,7 +86,10 @@ func (r *watchRun) run(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		if err := r.out.write(w, over); err != nil {
+		switch err := r.out.write(w, over); {
+		case errors.Is(err, unix.EPIPE):
+			return nil // who read it has seen enough: as if it were interrupted
+		case err != nil:
 			return fmt.Errorf("write the watch: %w", err)
 		}
 	}

@@ -123,6 +123,43 @@ func TestWatchOnATerminal(t *testing.T) {
 	}
 }
 
+// TestWatchCannotWrite: it ends at the first interval that it cannot show, with one
+// line that says why; in silence where its reader has seen enough.
+func TestWatchCannotWrite(t *testing.T) {
+	nstest.Require(t)
+	chatter(t)
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	r, closed, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closed.Close()
+	r.Close()
+	for _, test := range []struct {
+		name   string
+		stdout *os.File
+		status int
+		stderr string
+	}{
+		{"full", full, exitFatal, "bpfkill: write the watch: write /dev/stdout: no space left on device\n"},
+		{"closed pipe", closed, exitGone, ""},
+	} {
+		for _, args := range [][]string{nil, {"--output", "json"}, {"--duration", "1s"}} {
+			cmd := toolCommand(t, append([]string{"watch", "--target", "chatterbox"}, args...)...)
+			var stderr bytes.Buffer
+			cmd.Stdout, cmd.Stderr = test.stdout, &stderr
+			err := cmd.Run()
+			if status := cmd.ProcessState.ExitCode(); status != test.status || stderr.String() != test.stderr {
+				t.Errorf("%s %q: %v, stderr %q; want exit status %d, stderr %q", test.name, args, err, stderr.String(), test.status, test.stderr)
+			}
+		}
+	}
+}
+
 func TestWatchFindsNobody(t *testing.T) {
 	nstest.Require(t)
 	o := runBpfkill(t, "watch", "--target", "nosuchprocess")

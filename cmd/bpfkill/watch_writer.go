@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"io"
 	"os"
 
@@ -38,11 +37,10 @@ type lineWatch struct {
 
 func (l *lineWatch) write(w *report.Watch, last bool) error {
 	l.text.Add(w)
-	_, err := l.out.Write(l.text.Lines())
-	if last {
-		_, lerr := l.out.Write(l.text.Summary())
-		err = errors.Join(err, lerr)
+	if _, err := l.out.Write(l.text.Lines()); err != nil || !last {
+		return err
 	}
+	_, err := l.out.Write(l.text.Summary())
 	return err
 }
 

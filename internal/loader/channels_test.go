@@ -6,9 +6,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -310,6 +312,40 @@ func pidfdOf(t *testing.T) *process {
 	polled = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
 	sleepIn(t, unix.SYS_PPOLL, uintptr(unsafe.Pointer(&polled)), 1, 0, 0)
 	return p
+}
+
+// noticeInterval is the least time between two notices of one cgroup
+// (CGROUP_FILE_NOTIFY_MIN_INTV): what comes sooner waits for a timer.
+const noticeInterval = 10 * time.Millisecond
+
+// TestCgroupEmpties: a death that leaves a cgroup without processes wakes who polls
+// its cgroup.events. Since v6.19 (d245698d727a) a task leaves its cgroup only in the
+// switch to the next one, to whom such a wake cannot be charged. Nor can what a timer
+// tells of a cgroup that changed a moment ago.
+func TestCgroupEmpties(t *testing.T) {
+	e := newExecutor(t)
+	o := observe(t, e)
+	dir := testCgroup(t)
+	p := holder(t)
+	must(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(p.PID)), 0))
+	fd, err := unix.Open(filepath.Join(dir, "cgroup.events"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	file(t, fd, err)
+	_, err = unix.Read(fd, make([]byte, 64)) // from now on a change is news
+	must(t, err)
+	polled = unix.PollFd{Fd: int32(fd), Events: unix.POLLPRI}
+	sleepIn(t, unix.SYS_PPOLL, uintptr(unsafe.Pointer(&polled)), 1, 0, 0)
+	v := take(t)
+	must(t, e.Doom([]waitgraph.Process{v.process(t, p.PID)}))
+	time.Sleep(5 * noticeInterval)
+	must(t, p.Process.Kill())
+	p.Wait()
+	eventually(t, "the cgroup is said to be empty", func() bool { return polled.Revents&unix.POLLPRI != 0 })
+	seen := func() bool {
+		return slices.ContainsFunc(wakesOf(t, o, v.process(t, selfPID)), func(w Wake) bool { return w.Channel == waitgraph.ChannelOther })
+	}
+	if want := !atLeast(t, 6, 19); seen() != want {
+		t.Errorf("measured: %v, want %v", !want, want)
+	}
 }
 
 // TestParentDeathSignal: to a child that asked for it.

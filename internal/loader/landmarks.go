@@ -142,6 +142,16 @@ func (t trail) channel() waitgraph.Channel {
 	return waitgraph.ChannelOther
 }
 
+// tellingMarks are those of which each alone names a channel.
+func tellingMarks() (all trail) {
+	for m := trail(1); m != 0; m <<= 1 {
+		if c := m.channel(); c != waitgraph.ChannelOther && c != waitgraph.ChannelEpoll {
+			all |= m
+		}
+	}
+	return all
+}
+
 // landmarksMax is LANDMARKS_MAX of record.h.
 const landmarksMax = 128
 

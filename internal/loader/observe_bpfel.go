@@ -34,6 +34,18 @@ type observeDoomed struct {
 	Returned    uint8
 }
 
+type observeDragged struct {
+	_       structs.HostLayout
+	StartNs uint64
+	Key     observeWakeKey
+}
+
+type observeDraggedKey struct {
+	_    structs.HostLayout
+	Tgid int32
+	Sig  int32
+}
+
 type observeEndpoints struct {
 	_     structs.HostLayout
 	Local struct {
@@ -103,6 +115,7 @@ type observeWakeKey struct {
 const (
 	observeMapClosed          = "closed"
 	observeMapDoomed          = "doomed"
+	observeMapDragged         = "dragged"
 	observeMapFollowed        = "followed"
 	observeMapHangups         = "hangups"
 	observeMapStacks          = "stacks"
@@ -116,10 +129,12 @@ const (
 	observeProgSwitching      = "switching"
 	observeProgWaking         = "waking"
 	observeVarAnyHangup       = "any_hangup"
+	observeVarDragging        = "dragging"
 	observeVarFollowing       = "following"
 	observeVarLandmarks       = "landmarks"
 	observeVarLostEvents      = "lost_events"
 	observeVarObserving       = "observing"
+	observeVarTelling         = "telling"
 )
 
 // loadObserve returns the embedded CollectionSpec for observe.
@@ -180,6 +195,7 @@ type observeProgramSpecs struct {
 type observeMapSpecs struct {
 	Closed   *ebpf.MapSpec `ebpf:"closed"`
 	Doomed   *ebpf.MapSpec `ebpf:"doomed"`
+	Dragged  *ebpf.MapSpec `ebpf:"dragged"`
 	Followed *ebpf.MapSpec `ebpf:"followed"`
 	Hangups  *ebpf.MapSpec `ebpf:"hangups"`
 	Stacks   *ebpf.MapSpec `ebpf:"stacks"`
@@ -191,10 +207,12 @@ type observeMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type observeVariableSpecs struct {
 	AnyHangup  *ebpf.VariableSpec `ebpf:"any_hangup"`
+	Dragging   *ebpf.VariableSpec `ebpf:"dragging"`
 	Following  *ebpf.VariableSpec `ebpf:"following"`
 	Landmarks  *ebpf.VariableSpec `ebpf:"landmarks"`
 	LostEvents *ebpf.VariableSpec `ebpf:"lost_events"`
 	Observing  *ebpf.VariableSpec `ebpf:"observing"`
+	Telling    *ebpf.VariableSpec `ebpf:"telling"`
 }
 
 // observeObjects contains all objects after they have been loaded into the kernel.
@@ -219,6 +237,7 @@ func (o *observeObjects) Close() error {
 type observeMaps struct {
 	Closed   *ebpf.Map `ebpf:"closed"`
 	Doomed   *ebpf.Map `ebpf:"doomed"`
+	Dragged  *ebpf.Map `ebpf:"dragged"`
 	Followed *ebpf.Map `ebpf:"followed"`
 	Hangups  *ebpf.Map `ebpf:"hangups"`
 	Stacks   *ebpf.Map `ebpf:"stacks"`
@@ -229,6 +248,7 @@ func (m *observeMaps) Close() error {
 	return _ObserveClose(
 		m.Closed,
 		m.Doomed,
+		m.Dragged,
 		m.Followed,
 		m.Hangups,
 		m.Stacks,
@@ -241,10 +261,12 @@ func (m *observeMaps) Close() error {
 // It can be passed to loadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type observeVariables struct {
 	AnyHangup  *ebpf.Variable `ebpf:"any_hangup"`
+	Dragging   *ebpf.Variable `ebpf:"dragging"`
 	Following  *ebpf.Variable `ebpf:"following"`
 	Landmarks  *ebpf.Variable `ebpf:"landmarks"`
 	LostEvents *ebpf.Variable `ebpf:"lost_events"`
 	Observing  *ebpf.Variable `ebpf:"observing"`
+	Telling    *ebpf.Variable `ebpf:"telling"`
 }
 
 // observePrograms contains all programs after they have been loaded into the kernel.

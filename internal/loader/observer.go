@@ -63,12 +63,12 @@ func newObserver(exec *Executor, wakes uint32) (*Observer, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := setVariables(spec, map[string]any{"landmarks": table}); err != nil {
+	if err := setVariables(spec, map[string]any{"landmarks": table, "telling": uint64(tellingMarks())}); err != nil {
 		return nil, err
 	}
 	doomed := exec.coll.Maps[executeMapDoomed]
 	spec.Maps[observeMapDoomed].MaxEntries = doomed.MaxEntries()
-	for _, m := range []string{observeMapWakes, observeMapFollowed} {
+	for _, m := range []string{observeMapWakes, observeMapFollowed, observeMapDragged} {
 		spec.Maps[m].MaxEntries = wakes
 	}
 	spec.Maps[observeMapClosed].MaxEntries = max(wakes, connectionsMin)

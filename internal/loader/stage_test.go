@@ -230,6 +230,7 @@ var roles = map[string]func() error{
 	"breed":    breed,
 	"lock":     takeLock,
 	"robust":   ownRobust,
+	"reaper":   reap,
 	"parent":   parentOfOne,
 	"sleep":    sleepOn,
 	"obey":     obey,

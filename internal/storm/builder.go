@@ -179,11 +179,24 @@ func (b *builder) blockInVfork(child label, slot arg) {
 }
 
 // thread starts a thread that runs what body emits, which must not end.
-func (b *builder) thread(body func()) {
+func (b *builder) thread(body func()) { b.clone(threadFlags, body) }
+
+// forkSharing forks a child that shares this process's memory.
+func (b *builder) forkSharing(child label, slot int) {
+	b.clone(unix.CLONE_VM|int(unix.SIGCHLD), func() {
+		b.add(regSlot, reg(slot), imm(0))
+		b.must(regPID, unix.SYS_GETPID)
+		b.store(reg(regSlot), slotPID, reg(regPID))
+		b.jump(child)
+	})
+}
+
+// clone makes a task with memory in common, which runs what body emits.
+func (b *builder) clone(flags int, body func()) {
 	start, past := b.newLabel(), b.newLabel()
 	b.must(regPtr, unix.SYS_MMAP, imm(0), imm(threadStack), imm(unix.PROT_READ|unix.PROT_WRITE),
 		imm(unix.MAP_PRIVATE|unix.MAP_ANONYMOUS), imm(^uintptr(0)), imm(0))
-	b.emit(opThread, regTemp, 0, at(start), reg(regPtr), imm(threadStack))
+	b.emit(opThread, regTemp, 0, at(start), reg(regPtr), imm(threadStack), imm(flags))
 	b.jump(past)
 	b.place(start)
 	body()
@@ -210,6 +223,14 @@ func (b *builder) turn() {
 func (b *builder) forever() {
 	again := b.here()
 	b.try(regTemp, unix.SYS_PPOLL)
+	b.jump(again)
+}
+
+// compute never sleeps.
+func (b *builder) compute() {
+	b.blocked = restless
+	b.store(reg(regSlot), slotReady, imm(1))
+	again := b.here()
 	b.jump(again)
 }
 

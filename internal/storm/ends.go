@@ -36,6 +36,13 @@ var endTopologies = []Topology{
 		Outcome:       "every router wakes: the socket and what lies in it go with the server",
 		Unpredictable: "the write end is in no descriptor table, only in a message on a socket's queue",
 		build:         func(b *builder, n int) { b.trees(n, b.inFlight(true)) },
+	}, {
+		Name: "in-flight-cycle", Unit: "servers", Channel: "pipe",
+		Summary:       "the same, and both ends of the socket lie in it, too",
+		Outcome:       "every router wakes, when the kernel has found that nobody can receive what lies in the socket",
+		Late:          true,
+		Unpredictable: "the write end is in no descriptor table, and since v6.9 it is a worker that lets it go",
+		build:         func(b *builder, n int) { b.trees(n, b.inFlightCycle()) },
 	},
 }
 
@@ -111,6 +118,20 @@ func (b *builder) inFlight(lost bool) *node {
 			role: "keeper",
 			open: func() { b.closeFD(regIn); b.closeFD(regIn2) },
 		})
+	}
+	return root
+}
+
+// inFlightCycle is one whose socket keeps itself alive, until the kernel collects
+// it.
+func (b *builder) inFlightCycle() *node {
+	root := b.inFlight(true)
+	open := root.open
+	root.open = func() {
+		open()
+		b.sendDescriptor(regIn2, regIn2)
+		b.sendDescriptor(regIn2, regOut2)
+		b.sendDescriptor(regOut2, regIn2)
 	}
 	return root
 }

@@ -171,7 +171,7 @@ func interpret(b *birth) {
 				pc, r[regSlot] = v[0], v[1]
 			}
 		case opThread:
-			if e := thread(&r, v[0], v[1], v[2]); e != 0 {
+			if e := thread(&r, v[0], v[1], v[2], v[3]); e != 0 {
 				fail(r[regSlot], unix.SYS_CLONE, e)
 			}
 		case opStore:
@@ -230,21 +230,21 @@ func born(slot, flags uintptr) bool {
 const threadFlags = unix.CLONE_VM | unix.CLONE_FS | unix.CLONE_FILES | unix.CLONE_SIGHAND |
 	unix.CLONE_THREAD | unix.CLONE_SYSVSEM
 
-// thread starts a thread that continues at start with the same registers, and
-// returns an errno, 0 for success.
+// thread starts a thread, or what else flags make of a clone that shares memory. It
+// continues at start with the same registers. thread returns an errno, 0 for success.
 //
 //go:nosplit
 //go:noinline
 //go:norace
 //go:nocheckptr
-func thread(r *[16]uintptr, start, stack, size uintptr) uintptr {
+func thread(r *[16]uintptr, start, stack, size, flags uintptr) uintptr {
 	// The bottom of the stack is as good a place as any to hand over.
 	b := (*birth)(pointer(stack))
 	b.script = start
 	for i := 0; i < registers; i++ {
 		b.regs[i] = r[i&15]
 	}
-	if n := int(cloneThread(threadFlags, stack+size, stack)); n < 0 {
+	if n := int(cloneThread(flags, stack+size, stack)); n < 0 {
 		return uintptr(-n)
 	}
 	return 0

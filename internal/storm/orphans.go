@@ -24,6 +24,16 @@ var orphanTopologies = []Topology{
 		Outcome: "every router whose signal is caught wakes; the others die, and who waits on them wakes",
 		build:   func(b *builder, n int) { b.trees(n, b.bereaved()...) },
 	}, {
+		Name: "parent-death-awake", Unit: "servers", Channel: "parent-death",
+		Summary: "servers, each with a router child that asked for SIGKILL at its parent's death, and one of its own that reads from it; the first does not sleep, it computes",
+		Outcome: "the routers die, and who reads from them wakes",
+		build: func(b *builder, n int) {
+			b.trees(1, b.mourned("computing", func() { b.deathSignal(unix.SIGKILL); b.compute() }))
+			if n > 1 { // one is enough for a machine
+				b.trees(n-1, b.mourned("asleep", func() { b.deathSignal(unix.SIGKILL); b.pause() }))
+			}
+		},
+	}, {
 		Name: "parent-death-unheard", Unit: "servers", Channel: "parent-death", Quiet: true,
 		Summary: "the same with a signal that is ignored, by default or on purpose, or blocked",
 		Outcome: "nobody wakes",
@@ -78,6 +88,31 @@ func (b *builder) deathSignal(sig unix.Signal) {
 	b.must(regTemp, unix.SYS_PRCTL, imm(unix.PR_SET_PDEATHSIG), imm(int(sig)))
 }
 
+// withoutCore lets the process leave no core file, and no pipe gets one.
+func (b *builder) withoutCore() {
+	limits := imm(b.constant(words(1, 0, 1, 0))) // struct rlimit
+	b.must(regTemp, unix.SYS_PRLIMIT64, imm(0), imm(unix.RLIMIT_CORE), limits, imm(0))
+}
+
+// mourned is a server with a child that dies with it, and a child of that which
+// reads from it.
+func (b *builder) mourned(role string, wait func()) *node {
+	return &node{
+		comm: Target, role: "server",
+		children: []*node{{
+			role: role, wakes: []when{{deaths: []string{"server"}, effect: Dies}},
+			open: func() { b.pipe(regIn, regOut) },
+			shut: func() { b.closeFD(regIn) },
+			wait: wait,
+			children: []*node{{
+				role: "reader", wakes: dies(role),
+				open: func() { b.closeFD(regOut) },
+				wait: func() { b.read(regIn) },
+			}},
+		}},
+	}
+}
+
 func (b *builder) bereaved() []*node {
 	const sig = unix.SIGUSR1
 	caught := func() { b.catch(sig, 0); b.deathSignal(sig); b.pause() }
@@ -93,20 +128,8 @@ func (b *builder) bereaved() []*node {
 		child("signalfd", dies("server"), func() { b.signalFD(regIn, sig); b.deathSignal(sig); b.poll(regIn) }),
 		child("rt_sigtimedwait", dies("server"), func() { b.deathSignal(sig); b.awaitSignal(sig) }),
 		ofThread,
-		{
-			comm: Target, role: "server",
-			children: []*node{{
-				role: "deadly, and read from", wakes: deadly,
-				open: func() { b.pipe(regIn, regOut) },
-				shut: func() { b.closeFD(regIn) },
-				wait: func() { b.deathSignal(unix.SIGKILL); b.pause() },
-				children: []*node{{
-					role: "reader", wakes: dies("deadly, and read from"),
-					open: func() { b.closeFD(regOut) },
-					wait: func() { b.read(regIn) },
-				}},
-			}},
-		},
+		b.mourned("deadly, and read from", func() { b.deathSignal(unix.SIGKILL); b.pause() }),
+		b.mourned("deadly by a core dump, and read from", func() { b.withoutCore(); b.deathSignal(unix.SIGQUIT); b.pause() }),
 		child("deadly by SIGKILL", deadly, func() { b.deathSignal(unix.SIGKILL); b.pause() }),
 	}
 }

@@ -18,7 +18,7 @@ const (
 	opSyscall   opcode = iota // dst = number(args 1..5 or 6); see op.number
 	opMust                    // the same; an error is recorded and ends the process
 	opFork                    // fork: the child continues at args[0] with slot args[1]; flags args[2]
-	opThread                  // a thread that continues at args[0], on the stack of args[2] bytes at args[1]
+	opThread                  // a task that shares memory continues at args[0], on the stack of args[2] bytes at args[1]; flags args[3]
 	opStore                   // *(uint32 *)(args[0] + args[1]) = args[2]
 	opStore64                 // *(uint64 *)(args[0] + args[1]) = args[2]
 	opLoad                    // dst = *(int32 *)(args[0] + args[1])

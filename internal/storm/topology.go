@@ -71,6 +71,7 @@ var Topologies = slices.Concat(
 	futexTopologies,
 	ipcTopologies,
 	ptraceTopologies,
+	supervisorTopologies,
 	eventTopologies,
 	tcpTopologies,
 	incidentTopologies,

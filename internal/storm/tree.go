@@ -29,6 +29,8 @@ type node struct {
 	// vfork makes its parent wait in vfork for its end, after the parent's
 	// other forks and in place of any other blocking call.
 	vfork bool
+	// shares has it share its parent's memory.
+	shares bool
 	// thread has it forked by a second thread of its parent, which then sleeps;
 	// the thread's id is in regPID.
 	thread bool
@@ -137,6 +139,9 @@ func (b *builder) life(nd *node, t *treeScript) {
 				b.bearChild(c, t)
 				b.forever()
 			})
+		case c.shares:
+			b.add(regNext, reg(regHome), imm(t.first[c]*slotSize))
+			b.forkSharing(t.start[c], regNext)
 		default:
 			b.bearChild(c, t)
 		}
