@@ -49,16 +49,16 @@ func comparePrediction(t *testing.T, s *storm.Storm, topology *storm.Topology, p
 		predicted[b.PID] = b
 	}
 	out := s.After(dead)
-	for _, group := range out.OneOf {
+	for _, group := range out.SomeOf {
 		n := 0
-		for _, p := range group {
+		for _, p := range group.Members {
 			if _, ok := predicted[int32(p.PID)]; ok {
 				n++
 			}
 			delete(predicted, int32(p.PID))
 		}
-		if n != 1 {
-			t.Errorf("one of %d will wake, and the plan knows %d", len(group), n)
+		if n != group.Wakes {
+			t.Errorf("%d of %d will wake, and the plan knows %d", group.Wakes, len(group.Members), n)
 		}
 	}
 	for _, p := range slices.Concat(out.Woken, out.Stirred, out.Killed) {

@@ -23,6 +23,7 @@ type snapshotBuilder struct {
 	queue   map[uint64]int32 // wait queue -> the object whose sleepers are on it
 	file    map[uint64]int32
 	table   map[uint64]int32
+	master  map[int32]bool // objects that are masters of terminals
 
 	last  ownerOf       // of the descriptor before
 	wakes []objectQueue // what the end of an object wakes beyond its own queues
@@ -66,6 +67,7 @@ func newSnapshotBuilder() *snapshotBuilder {
 		queue:   make(map[uint64]int32),
 		file:    make(map[uint64]int32),
 		table:   make(map[uint64]int32),
+		master:  make(map[int32]bool),
 		locks:   newLockBuilder(),
 		tcp:     newTCPBuilder(),
 		kin:     newKinBuilder(),
@@ -191,6 +193,9 @@ func (b *snapshotBuilder) addObject(r *snapshotDescriptorRecord) int32 {
 	}
 	if r.Kind == objectTCP {
 		b.tcp.addObject(r, obj)
+	}
+	if r.Kind == objectPTYMaster {
+		b.master[obj] = true
 	}
 	if r.SessionId != 0 {
 		b.kin.masters = append(b.kin.masters, terminalMaster{obj, r.SessionId})

@@ -1,8 +1,6 @@
 package plan
 
 import (
-	"slices"
-
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
 
@@ -30,6 +28,7 @@ func Make(g *waitgraph.Graph, targets []int32, o Options) *Plan {
 // describe fills in what touches the kill set: conditions, bystanders,
 // unaccounted sources, and how many processes wake.
 func (k *killSet) describe(p *Plan) {
+	turns := takeTurns(k, p.Order)
 	n := 0
 	for s := range k.state {
 		if k.state[s]&held != 0 {
@@ -50,7 +49,7 @@ func (k *killSet) describe(p *Plan) {
 			if k.in[w] || state&(fires|follows) == 0 {
 				continue
 			}
-			if wakes, indirect := k.takesTurn(w, s); wakes {
+			if wakes, indirect := turns.wakes(w, s); wakes {
 				p.Bystanders = append(p.Bystanders, Bystander{
 					Wait{w, s}, k.g.Processes[w].SwapBytes, indirect || state&follows != 0,
 				})
@@ -67,19 +66,4 @@ func (k *killSet) describe(p *Plan) {
 			p.Predicted.Wakes++
 		}
 	}
-}
-
-// takesTurn reports whether s wakes w, at once or through others: of those who
-// take turns only the first that lives is woken, and may wake the next.
-func (k *killSet) takesTurn(w, s int32) (wakes, indirect bool) {
-	for _, t := range k.g.Turns(s) {
-		i := slices.Index(t.Waiters, w)
-		if i < 0 {
-			continue
-		}
-		if slices.ContainsFunc(t.Waiters[:i], func(p int32) bool { return !k.in[p] }) {
-			return t.PassedOn, true
-		}
-	}
-	return true, false
 }
