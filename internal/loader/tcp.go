@@ -13,7 +13,7 @@ func (t *tcpBuilder) addObject(r *snapshotDescriptorRecord, obj int32) {
 	if r.SelfKey != 0 {
 		t.self[r.SelfKey] = r.Own[0]
 	}
-	if r.PeerKey != 0 {
+	if r.PeerKey != 0 && r.Flags&descriptorSilent == 0 {
 		t.addPeer(obj, r.PeerKey)
 	}
 }

@@ -30,7 +30,17 @@ type killSet struct {
 	fired  []int32 // sources that fire or follow, in the order found
 	lost   []bool  // by process: outside the set, and dies of it; nil: nobody
 	size   int
+	hides  answer // whether some member may hold what no descriptor shows
 }
+
+// answer is one that is looked for when it is first asked for.
+type answer uint8
+
+const (
+	unknown answer = iota
+	no
+	yes
+)
 
 func newKillSet(g *waitgraph.Graph, targets []int32, o Options) *killSet {
 	k := &killSet{

@@ -1,6 +1,8 @@
 package plan
 
 import (
+	"slices"
+
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
 
@@ -36,6 +38,8 @@ func (k *killSet) describe(p *Plan) {
 			if k.state[s]&unaccounted != 0 {
 				p.Unaccounted = append(p.Unaccounted, int32(s))
 			}
+		} else if k.state[s]&unaccounted != 0 && k.mayHide(int32(s)) {
+			p.Unaccounted = append(p.Unaccounted, int32(s))
 		}
 	}
 	p.Conditions = make([]Condition, 0, n)
@@ -66,4 +70,25 @@ func (k *killSet) describe(p *Plan) {
 			p.Predicted.Wakes++
 		}
 	}
+}
+
+// mayHide reports whether source s, of which no holder was found, may end with the
+// kill set, and wakes somebody else: a member may hold files that are in no table.
+func (k *killSet) mayHide(s int32) bool {
+	if len(k.g.Holders(s)) > 0 {
+		return false
+	}
+	if k.hides == unknown {
+		k.hides = no
+		for p := range k.in {
+			if (k.in[p] || k.lost != nil && k.lost[p]) && k.g.Processes[p].HoldsUnseen {
+				k.hides = yes
+				break
+			}
+		}
+	}
+	// Who is outside the pid namespace waits for others there.
+	return k.hides == yes && slices.ContainsFunc(k.g.Waiters(s), func(w int32) bool {
+		return !k.in[w] && k.g.Processes[w].PID != 0
+	})
 }

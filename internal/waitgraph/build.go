@@ -83,12 +83,13 @@ type builder struct {
 	lines            [][]int32
 	turns            map[int32]turns
 
-	// Scratch. explained goes by file of the object explainedOf; plain counts its
-	// plain sleepers, by process; seen is the last file for which a process
-	// was counted, plus one.
+	plain []int32 // by process: threads that sleep plainly, wherever
+
+	// Scratch. explained goes by file of the object explainedOf; seen is the last
+	// file for which a process was counted, plus one.
 	explained   []int64
 	explainedOf int32 // object, plus one
-	plain, seen []int32
+	seen        []int32
 	keys        []uint64
 	gathered    []sleeper
 }
@@ -104,6 +105,11 @@ func newBuilder(s *Snapshot) *builder {
 	}
 	for p := range s.Processes {
 		b.alive[p] = s.Processes[p].Alive()
+	}
+	for i := range s.Sleepers {
+		if s.Sleepers[i].Via == ViaPlain {
+			b.plain[s.Sleepers[i].Process]++
+		}
 	}
 	b.records.sort(s)
 

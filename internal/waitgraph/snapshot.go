@@ -82,6 +82,10 @@ type Process struct {
 	// Deadly are those that end the process: their action is the default one.
 	Deadly SignalSet
 
+	// HoldsUnseen is set where the process may hold open files that are in no
+	// descriptor table: it has an io_uring, or a socket with unread messages.
+	HoldsUnseen bool
+
 	KernelThread bool
 	// NamespaceInit is set for pid 1 of any pid namespace.
 	NamespaceInit bool
