@@ -87,7 +87,8 @@ struct descriptor_record {
 	__u64 own[2]; /* wait queues of the object itself */
 	__u64 wakes[3]; /* further ones that its end wakes */
 	__u64 self_key, peer_key; /* TCP: a connection as each of its ends names it */
-	__u64 session_id; /* master of a terminal: struct pid of the session on it */
+	/* Master of a terminal: struct pid of the session on it. TCP: network namespace. */
+	__u64 scope_id;
 	__s32 tgid;
 	__s32 fd;
 	__u32 table_users; /* tasks that share the descriptor table */
@@ -151,7 +152,7 @@ struct link_record {
 };
 
 #define LINK_QUEUE 1 /* from an object to a queue */
-#define LINK_KEY 2 /* from an object to a TCP connection's end, by its key */
+#define LINK_KEY 2 /* from an object to a TCP connection's end, by its key; inode: scope_id */
 #define LINK_LOCK_TABLE 3 /* from a lock to its owner, a descriptor table */
 #define LINK_LOCK_FILE 4 /* from a lock to its owner, a file */
 #define LINK_LOCK_WAITER 5 /* from a blocked request to the queue of who waits for it */

@@ -16,6 +16,7 @@
 #define IPPROTO_MPTCP 262
 #define LOOPBACK 127 /* 127.0.0.0/8, in network order on a little-endian machine */
 #define LOOPBACK_NET 255
+#define V4_MAPPED 0xffff0000 /* the third word of ::ffff:0:0/96 */
 #define TCP_ESTABLISHED 1
 #define TCP_FIN_WAIT1 4
 #define TCP_FIN_WAIT2 5
@@ -107,9 +108,40 @@ static __always_inline __u64 mix_end(__u64 hash, struct sock *sk, struct in6_add
 	return mix(mix(mix(hash, high), low), port);
 }
 
+static __always_inline bool same_address(struct in6_addr *a, struct in6_addr *b)
+{
+	return a->in6_u.u6_addr32[0] == b->in6_u.u6_addr32[0] &&
+	       a->in6_u.u6_addr32[1] == b->in6_u.u6_addr32[1] &&
+	       a->in6_u.u6_addr32[2] == b->in6_u.u6_addr32[2] &&
+	       a->in6_u.u6_addr32[3] == b->in6_u.u6_addr32[3];
+}
+
+static __always_inline bool is_loopback4(__u32 address)
+{
+	return (address & LOOPBACK_NET) == LOOPBACK;
+}
+
+/* Whether the other end is in the same network namespace for certain: who connects to an
+ * address of its own has that at both ends, unless it asks for another. Both ends get
+ * the same answer. */
+static __always_inline bool tcp_stays(struct sock *sk)
+{
+	__u32 local4 = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
+	__u32 remote4 = BPF_CORE_READ(sk, __sk_common.skc_daddr);
+	struct in6_addr local, remote;
+
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET)
+		return remote4 == local4 || is_loopback4(local4) || is_loopback4(remote4);
+	local = BPF_CORE_READ(sk, __sk_common.skc_v6_rcv_saddr);
+	remote = BPF_CORE_READ(sk, __sk_common.skc_v6_daddr);
+	return same_address(&local, &remote) || (remote.in6_u.u6_addr32[2] == V4_MAPPED &&
+						 (is_loopback4(local.in6_u.u6_addr32[3]) ||
+						  is_loopback4(remote.in6_u.u6_addr32[3])));
+}
+
 /* The names of a connection at this end and at the other: one's self is the
  * other's peer. */
-static __always_inline void tcp_keys(struct sock *sk, __u64 *self, __u64 *peer)
+static __always_inline void tcp_keys(struct sock *sk, __u64 *self, __u64 *peer, __u64 *scope)
 {
 	__u64 ns = (__u64)BPF_CORE_READ(sk, __sk_common.skc_net.net);
 	struct in6_addr local = BPF_CORE_READ(sk, __sk_common.skc_v6_rcv_saddr);
@@ -118,11 +150,13 @@ static __always_inline void tcp_keys(struct sock *sk, __u64 *self, __u64 *peer)
 	__u32 remote4 = BPF_CORE_READ(sk, __sk_common.skc_daddr);
 	__u16 local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
 	__u16 remote_port = BPF_CORE_READ(sk, __sk_common.skc_dport);
+	__u64 within = tcp_stays(sk) ? ns : 0;
 
+	*scope = ns;
 	remote_port = remote_port >> 8 | remote_port << 8;
-	*self = mix_end(mix_end(ns, sk, &local, local4, local_port), sk, &remote, remote4,
+	*self = mix_end(mix_end(within, sk, &local, local4, local_port), sk, &remote, remote4,
 			remote_port);
-	*peer = mix_end(mix_end(ns, sk, &remote, remote4, remote_port), sk, &local, local4,
+	*peer = mix_end(mix_end(within, sk, &remote, remote4, remote_port), sk, &local, local4,
 			local_port);
 }
 
@@ -147,20 +181,9 @@ static __always_inline bool tcp_close_tells(struct sock *sk)
 static __always_inline bool tcp_peer_is_here(struct sock *sk)
 {
 	__u32 state = BPF_CORE_READ(sk, __sk_common.skc_state);
-	struct in6_addr local, remote;
 
-	if (state != TCP_ESTABLISHED && state != TCP_FIN_WAIT1 && state != TCP_FIN_WAIT2)
-		return false;
-	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET)
-		return BPF_CORE_READ(sk, __sk_common.skc_daddr) ==
-			       BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr) ||
-		       (BPF_CORE_READ(sk, __sk_common.skc_daddr) & LOOPBACK_NET) == LOOPBACK;
-	local = BPF_CORE_READ(sk, __sk_common.skc_v6_rcv_saddr);
-	remote = BPF_CORE_READ(sk, __sk_common.skc_v6_daddr);
-	return local.in6_u.u6_addr32[0] == remote.in6_u.u6_addr32[0] &&
-	       local.in6_u.u6_addr32[1] == remote.in6_u.u6_addr32[1] &&
-	       local.in6_u.u6_addr32[2] == remote.in6_u.u6_addr32[2] &&
-	       local.in6_u.u6_addr32[3] == remote.in6_u.u6_addr32[3];
+	return (state == TCP_ESTABLISHED || state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2) &&
+	       tcp_stays(sk);
 }
 
 static __always_inline void push_tcp_backlog(struct sock *sk, __u64 owner)
@@ -177,7 +200,7 @@ static __always_inline void fill_tcp(struct descriptor_record *r, struct sock *s
 		push_tcp_backlog(sk, r->object_id);
 		return;
 	}
-	tcp_keys(sk, &r->self_key, &r->peer_key);
+	tcp_keys(sk, &r->self_key, &r->peer_key, &r->scope_id);
 	r->readers = tcp_peer_is_here(sk);
 	if (!tcp_close_tells(sk))
 		r->flags |= DESCRIPTOR_SILENT;
@@ -201,12 +224,12 @@ static __always_inline void emit_tcp_backlog(void *at)
 {
 	struct request_sock *req = at - bpf_core_field_offset(struct request_sock, dl_next);
 	struct sock *embryo = BPF_CORE_READ(req, sk);
-	__u64 self, peer;
+	__u64 self, peer, scope;
 
 	if (!embryo || !tcp_close_tells(embryo))
 		return;
-	tcp_keys(embryo, &self, &peer);
-	emit_link(LINK_KEY, walk.queue.owner, peer, 0);
+	tcp_keys(embryo, &self, &peer, &scope);
+	emit_link(LINK_KEY, walk.queue.owner, peer, scope);
 }
 
 /* Whether the end of the socket behind file can wake somebody. */

@@ -55,7 +55,7 @@ static __always_inline bool fill_tty(struct descriptor_record *r, struct file *f
 		r->kind = OBJECT_PTY_MASTER;
 		r->writers = 1;
 		r->readers = BPF_CORE_READ(link, count) - 1; /* one is the master's */
-		r->session_id = (__u64)tty_session(link);
+		r->scope_id = (__u64)tty_session(link);
 	} else {
 		r->kind = OBJECT_PTY_SLAVE;
 		r->writers = BPF_CORE_READ(tty, count) - 1;

@@ -217,8 +217,8 @@ func (b *snapshotBuilder) addObject(r *snapshotDescriptorRecord) int32 {
 	if r.Kind == objectPTYMaster {
 		b.master[obj] = true
 	}
-	if r.SessionId != 0 {
-		b.kin.masters = append(b.kin.masters, terminalMaster{obj, r.SessionId})
+	if r.Kind == objectPTYMaster && r.ScopeId != 0 {
+		b.kin.masters = append(b.kin.masters, terminalMaster{obj, r.ScopeId})
 	}
 	return obj
 }
@@ -249,7 +249,7 @@ func (b *snapshotBuilder) addLinks(links []snapshotLinkRecord) {
 			}
 		case linkKey:
 			if obj, ok := b.object[l.From]; ok {
-				b.tcp.addPeer(obj, l.To)
+				b.tcp.addPeer(obj, l.To, l.Inode)
 			}
 		default:
 			b.locks.addLink(l)

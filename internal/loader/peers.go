@@ -8,16 +8,17 @@ import "github.com/bpfkill/bpfkill/internal/waitgraph"
 type peerBuilder []peer
 
 type peer struct {
-	object int32  // who sleeps here waits
-	files  int32  // the kernel's count of files of the other
-	key    uint64 // of the other end of a TCP connection
+	object int32 // who sleeps here waits
+	files  int32 // the kernel's count of files of the other
+	// The other end of a TCP connection.
+	key, network uint64
 }
 
 func (p *peerBuilder) addObject(r *snapshotDescriptorRecord, obj int32) {
 	switch r.Kind {
 	case objectUnix, objectTCP, objectPTYMaster, objectPTYSlave:
 		if r.Readers != 0 {
-			*p = append(*p, peer{obj, int32(r.Readers), r.PeerKey})
+			*p = append(*p, peer{obj, int32(r.Readers), r.PeerKey, r.ScopeId})
 		}
 	}
 }
@@ -30,7 +31,7 @@ func (p peerBuilder) addMissing(b *snapshotBuilder) {
 		woken[l.To] = true
 	}
 	for _, peer := range p {
-		if woken[peer.object] || peer.key != 0 && b.tcp.self[peer.key] != 0 {
+		if woken[peer.object] || peer.key != 0 && b.tcp.queue(peer.key, peer.network) != 0 {
 			continue
 		}
 		o := &b.snap.Objects[peer.object]

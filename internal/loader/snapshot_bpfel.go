@@ -25,7 +25,7 @@ type snapshotDescriptorRecord struct {
 	Wakes      [3]uint64
 	SelfKey    uint64
 	PeerKey    uint64
-	SessionId  uint64
+	ScopeId    uint64
 	Tgid       int32
 	Fd         int32
 	TableUsers uint32
