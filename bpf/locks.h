@@ -38,6 +38,36 @@ static __always_inline __u32 lock_flags(void *lock)
 	return BPF_CORE_READ((struct file_lock *)lock, fl_flags);
 }
 
+/* A mapping holds a reference to its file, and with it the locks that the file owns. */
+static __always_inline void emit_mapping(void *at)
+{
+	struct vm_area_struct *vma = at - bpf_core_field_offset(struct vm_area_struct, shared.rb);
+	struct link_record r = {
+		.kind = LINK_LOCK_MAPPED,
+		.from = (__u64)BPF_CORE_READ(vma, vm_file),
+		.inode = (__u64)vma, /* tells mappings apart */
+	};
+	struct mm_struct *mm = BPF_CORE_READ(vma, vm_mm);
+	struct task_struct *owner;
+
+	if (!bpf_core_field_exists(mm->owner)) /* CONFIG_MEMCG */
+		return;
+	owner = BPF_CORE_READ(mm, owner);
+	r.tgid = BPF_CORE_READ(owner, tgid);
+	r.to = group_start_ns(owner);
+	write_link(&r);
+}
+
+static __always_inline void push_mappings(struct file *file)
+{
+	struct address_space *mapping = BPF_CORE_READ(file, f_mapping);
+
+	if (mapping)
+		push_list((void *)mapping +
+				  bpf_core_field_offset(struct address_space, i_mmap.rb_leftmost),
+			  0, LIST_MAPPINGS);
+}
+
 /* One lock on a file: its owner is a descriptor table for POSIX locks, a file
  * for those of flock(2) and for open file description locks. */
 static __always_inline void emit_lock(void *at)
@@ -47,10 +77,14 @@ static __always_inline void emit_lock(void *at)
 	__u32 flags = lock_flags(lock);
 	__u32 kind = flags & FL_POSIX && !(flags & FL_OFDLCK) ? LINK_LOCK_TABLE : LINK_LOCK_FILE;
 
+	void *owner;
+
 	if (list_is_empty(blocked))
 		return;
-	emit_link(kind, (__u64)lock, (__u64)read_pointer(lock_field(lock, owner)),
-		  walk.queue.owner);
+	owner = read_pointer(lock_field(lock, owner));
+	emit_link(kind, (__u64)lock, (__u64)owner, walk.queue.owner);
+	if (kind == LINK_LOCK_FILE)
+		push_mappings(owner);
 	push_list(blocked, (__u64)lock, LIST_BLOCKED);
 }
 
@@ -71,13 +105,14 @@ static __always_inline void emit_blocked(void *at)
  * with the walk. */
 static __always_inline bool fill_locked(struct descriptor_record *r, struct inode *inode)
 {
-	struct file_lock_context *ctx = BPF_CORE_READ(inode, i_flctx);
+	struct file_lock_context *ctx = inode->i_flctx;
 	void *flocks = (void *)ctx + bpf_core_field_offset(struct file_lock_context, flc_flock);
 	void *posix = (void *)ctx + bpf_core_field_offset(struct file_lock_context, flc_posix);
 
 	if (!ctx || (list_is_empty(flocks) && list_is_empty(posix)))
 		return false;
 	r->kind = OBJECT_LOCKED;
+	r->inode = inode->i_ino;
 	r->object_id = (__u64)ctx;
 	r->end = END_OPEN;
 	push_list(flocks, r->inode, LIST_LOCKS);

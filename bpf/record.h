@@ -93,15 +93,22 @@ struct descriptor_record {
 	__u64 own[2]; /* wait queues of the object itself */
 	__u64 wakes[3]; /* further ones that its end wakes */
 	__u64 self_key, peer_key; /* TCP: a connection as each of its ends names it */
-	__u64 session_id; /* master of a terminal: struct pid of the session on it */
+	/* Master of a terminal: struct pid of the session on it. TCP: network namespace. */
+	__u64 scope_id;
 	__s32 tgid;
 	__s32 fd;
 	__u32 table_users; /* tasks that share the descriptor table */
-	__u32 readers, writers; /* the kernel's counts of files; others than pipes: writers */
+	/* The kernel's counts of files on each side of a pipe. Others: writers are those of
+	 * the object, readers those of the other end where only its end wakes who sleeps here. */
+	__u32 readers, writers;
 	__u8 kind; /* OBJECT_* */
 	__u8 end; /* END_* */
-	__u8 pad[2];
+	__u8 flags; /* DESCRIPTOR_* */
+	__u8 pad;
 };
+
+#define DESCRIPTOR_HIDES 1 /* may hold files that are in no descriptor table */
+#define DESCRIPTOR_SILENT 2 /* TCP: its end tells the other side nothing */
 
 #define OBJECT_PIPE 1
 #define OBJECT_FIFO 2
@@ -110,6 +117,7 @@ struct descriptor_record {
 #define OBJECT_PTY_MASTER 5
 #define OBJECT_PTY_SLAVE 6
 #define OBJECT_LOCKED 7 /* a file on which somebody waits for a lock */
+#define OBJECT_RING 8 /* an io_uring */
 
 #define END_READ 1
 #define END_WRITE 2
@@ -145,16 +153,18 @@ struct link_record {
 	__u64 to;
 	__u64 inode;
 	__u32 kind; /* LINK_* */
-	__u32 pad;
+	__s32 tgid; /* of who maps a file */
+	__u32 freed, wanted; /* LINK_ROOM: bytes that go with one datagram, and must go */
 };
 
 #define LINK_QUEUE 1 /* from an object to a queue */
-#define LINK_KEY 2 /* from an object to a TCP connection's end, by its key */
+#define LINK_KEY 2 /* from an object to a TCP connection's end, by its key; inode: scope_id */
 #define LINK_LOCK_TABLE 3 /* from a lock to its owner, a descriptor table */
 #define LINK_LOCK_FILE 4 /* from a lock to its owner, a file */
 #define LINK_LOCK_WAITER 5 /* from a blocked request to the queue of who waits for it */
 #define LINK_LOCK_BLOCKED 6 /* from a lock or a blocked request to the queue behind it */
 #define LINK_ROOM 7 /* from an object to a queue, for those there who wait to send */
+#define LINK_LOCK_MAPPED 8 /* from a file to the start of the process that maps it */
 
 /* What a walk could not read. */
 struct walk_counts {

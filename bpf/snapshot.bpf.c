@@ -31,6 +31,8 @@
 #define S_IFCHR 0020000
 #define S_IFIFO 0010000
 #define PIPEFS_MAGIC 0x50495045
+#define ANON_INODE_FS_MAGIC 0x09041934
+#define RING_NAME 0x6e6972755f6f695bULL /* "[io_urin", little-endian */
 #define FMODE_READ 1
 #define FMODE_WRITE 2
 #define MAX_CPUS 1024
@@ -402,11 +404,26 @@ static __always_inline bool fill_pipe(struct descriptor_record *r, struct file *
 	return true;
 }
 
-/* Whether the end of file can wake somebody. */
-static __always_inline bool fill_object(struct descriptor_record *r, struct file *file)
+/* Whether file is an io_uring: it may hold other files. */
+static __always_inline bool fill_ring(struct descriptor_record *r, struct file *file,
+				      struct inode *inode)
 {
-	struct inode *inode = file->f_inode;
+	char name[8] = {};
 
+	if (inode->i_sb->s_magic != ANON_INODE_FS_MAGIC)
+		return false;
+	bpf_probe_read_kernel(name, sizeof(name), BPF_CORE_READ(file, f_path.dentry, d_name.name));
+	if (*(__u64 *)name != RING_NAME)
+		return false;
+	r->kind = OBJECT_RING;
+	r->flags = DESCRIPTOR_HIDES;
+	return true;
+}
+
+/* Whether the end of file can wake somebody, but for locks. */
+static __always_inline bool fill_object(struct descriptor_record *r, struct file *file,
+					struct inode *inode)
+{
 	r->inode = inode->i_ino;
 	switch (inode->i_mode & S_IFMT) {
 	case S_IFIFO:
@@ -415,25 +432,21 @@ static __always_inline bool fill_object(struct descriptor_record *r, struct file
 		return fill_socket(r, file);
 	case S_IFCHR:
 		return fill_tty(r, file, inode);
-	case S_IFREG:
-	case S_IFDIR:
-		return fill_locked(r, inode);
+	case S_IFREG: /* anonymous inodes: 0 until v6.15 */
+	case 0:
+		return fill_ring(r, file, inode);
 	}
 	return false;
 }
 
-SEC("iter/task_file")
-int descriptors(struct bpf_iter__task_file *ctx)
+static __always_inline void write_descriptor(struct bpf_iter__task_file *ctx,
+					     struct descriptor_record *r)
 {
 	struct task_struct *task = ctx->task;
 	struct file *file = ctx->file;
-	struct descriptor_record *r = &descriptor;
 
 	if (!task || !file)
-		return 0;
-	__builtin_memset(r, 0, sizeof(*r));
-	if (!fill_object(r, file))
-		return 0;
+		return;
 	r->tgid = task->tgid;
 	r->start_ns = task->group_leader->start_boottime;
 	r->fd = ctx->fd;
@@ -443,6 +456,27 @@ int descriptors(struct bpf_iter__task_file *ctx)
 	r->table_users = task->files->count.counter;
 	bpf_seq_write(ctx->meta->seq, r, sizeof(*r));
 	walk_queues();
+}
+
+SEC("iter/task_file")
+int descriptors(struct bpf_iter__task_file *ctx)
+{
+	struct task_struct *task = ctx->task;
+	struct file *file = ctx->file;
+	struct descriptor_record *r = &descriptor;
+	struct inode *inode;
+
+	if (!task || !file)
+		return 0;
+	inode = file->f_inode;
+	__builtin_memset(r, 0, sizeof(*r));
+	if (fill_object(r, file, inode))
+		write_descriptor(ctx, r);
+	if (!inode->i_flctx)
+		return 0;
+	__builtin_memset(r, 0, sizeof(*r));
+	if (fill_locked(r, inode))
+		write_descriptor(ctx, r);
 	return 0;
 }
 

@@ -13,6 +13,10 @@
 #define SOCK_DGRAM 2
 #define SOCK_SEQPACKET 5
 #define IPPROTO_TCP 6
+#define IPPROTO_MPTCP 262
+#define LOOPBACK 127 /* 127.0.0.0/8, in network order on a little-endian machine */
+#define LOOPBACK_NET 255
+#define V4_MAPPED 0xffff0000 /* the third word of ::ffff:0:0/96 */
 #define TCP_ESTABLISHED 1
 #define TCP_FIN_WAIT1 4
 #define TCP_FIN_WAIT2 5
@@ -37,8 +41,13 @@ static __always_inline void fill_unix(struct descriptor_record *r, struct sock *
 	void *received = (void *)sk + bpf_core_field_offset(struct sock, sk_receive_queue);
 
 	r->kind = OBJECT_UNIX;
-	if (peer && (type == SOCK_STREAM || type == SOCK_SEQPACKET))
+	if (peer && (type == SOCK_STREAM || type == SOCK_SEQPACKET)) {
 		r->wakes[0] = push_socket_queue(peer);
+		/* unix_release_sock() leaves it closed */
+		r->readers = BPF_CORE_READ(peer, __sk_common.skc_state) == TCP_ESTABLISHED;
+	}
+	if (BPF_CORE_READ((struct sk_buff_head *)received, next) != received)
+		r->flags |= DESCRIPTOR_HIDES; /* messages may carry files */
 	r->wakes[1] = push_queue((void *)u + bpf_core_field_offset(struct unix_sock, peer_wq.wait));
 	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN)
 		push_list(received, r->object_id, LIST_UNIX_BACKLOG);
@@ -69,17 +78,20 @@ static __always_inline void emit_datagram(void *at)
 {
 	struct sk_buff *skb = at - bpf_core_field_offset(struct sk_buff, next);
 	struct sock *sender = BPF_CORE_READ(skb, sk);
-	__u64 pair = mix(mix(0, (__u64)sender), walk.queue.owner);
-	__u64 queue;
+	__u32 sent = BPF_CORE_READ(sender, sk_wmem_alloc.refs.counter);
+	__u32 quarter = (__u32)BPF_CORE_READ(sender, sk_sndbuf) / 4;
+	struct link_record r = {
+		.kind = LINK_ROOM,
+		.from = walk.queue.owner,
+		.freed = BPF_CORE_READ(skb, truesize),
+		.wanted = sent - quarter,
+	};
 
-	if (BPF_CORE_READ(sender, __sk_common.skc_family) != AF_UNIX ||
-	    BPF_CORE_READ(sender, sk_wmem_alloc.refs.counter) * 4 <=
-		    BPF_CORE_READ(sender, sk_sndbuf) ||
-	    !first_visit(pair))
+	if (BPF_CORE_READ(sender, __sk_common.skc_family) != AF_UNIX || sent <= quarter)
 		return;
-	queue = push_socket_queue(sender);
-	if (queue)
-		emit_link(LINK_ROOM, walk.queue.owner, queue, 0);
+	r.to = push_socket_queue(sender);
+	if (r.to)
+		write_link(&r);
 }
 
 /* One end of a connection; IPv4 addresses are mapped to IPv6. */
@@ -96,9 +108,40 @@ static __always_inline __u64 mix_end(__u64 hash, struct sock *sk, struct in6_add
 	return mix(mix(mix(hash, high), low), port);
 }
 
+static __always_inline bool same_address(struct in6_addr *a, struct in6_addr *b)
+{
+	return a->in6_u.u6_addr32[0] == b->in6_u.u6_addr32[0] &&
+	       a->in6_u.u6_addr32[1] == b->in6_u.u6_addr32[1] &&
+	       a->in6_u.u6_addr32[2] == b->in6_u.u6_addr32[2] &&
+	       a->in6_u.u6_addr32[3] == b->in6_u.u6_addr32[3];
+}
+
+static __always_inline bool is_loopback4(__u32 address)
+{
+	return (address & LOOPBACK_NET) == LOOPBACK;
+}
+
+/* Whether the other end is in the same network namespace for certain: who connects to an
+ * address of its own has that at both ends, unless it asks for another. Both ends get
+ * the same answer. */
+static __always_inline bool tcp_stays(struct sock *sk)
+{
+	__u32 local4 = BPF_CORE_READ(sk, __sk_common.skc_rcv_saddr);
+	__u32 remote4 = BPF_CORE_READ(sk, __sk_common.skc_daddr);
+	struct in6_addr local, remote;
+
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == AF_INET)
+		return remote4 == local4 || is_loopback4(local4) || is_loopback4(remote4);
+	local = BPF_CORE_READ(sk, __sk_common.skc_v6_rcv_saddr);
+	remote = BPF_CORE_READ(sk, __sk_common.skc_v6_daddr);
+	return same_address(&local, &remote) || (remote.in6_u.u6_addr32[2] == V4_MAPPED &&
+						 (is_loopback4(local.in6_u.u6_addr32[3]) ||
+						  is_loopback4(remote.in6_u.u6_addr32[3])));
+}
+
 /* The names of a connection at this end and at the other: one's self is the
  * other's peer. */
-static __always_inline void tcp_keys(struct sock *sk, __u64 *self, __u64 *peer)
+static __always_inline void tcp_keys(struct sock *sk, __u64 *self, __u64 *peer, __u64 *scope)
 {
 	__u64 ns = (__u64)BPF_CORE_READ(sk, __sk_common.skc_net.net);
 	struct in6_addr local = BPF_CORE_READ(sk, __sk_common.skc_v6_rcv_saddr);
@@ -107,50 +150,86 @@ static __always_inline void tcp_keys(struct sock *sk, __u64 *self, __u64 *peer)
 	__u32 remote4 = BPF_CORE_READ(sk, __sk_common.skc_daddr);
 	__u16 local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
 	__u16 remote_port = BPF_CORE_READ(sk, __sk_common.skc_dport);
+	__u64 within = tcp_stays(sk) ? ns : 0;
 
+	*scope = ns;
 	remote_port = remote_port >> 8 | remote_port << 8;
-	*self = mix_end(mix_end(ns, sk, &local, local4, local_port), sk, &remote, remote4,
+	*self = mix_end(mix_end(within, sk, &local, local4, local_port), sk, &remote, remote4,
 			remote_port);
-	*peer = mix_end(mix_end(ns, sk, &remote, remote4, remote_port), sk, &local, local4,
+	*peer = mix_end(mix_end(within, sk, &remote, remote4, remote_port), sk, &local, local4,
 			local_port);
 }
 
-/* Whether a close sends something that wakes the other end: FIN where none was
- * sent yet, RST where data was not read. */
+/* Whether a close sends something that wakes the other end: RST where data was not
+ * read, else FIN where none was sent yet, which waits behind what the other end has
+ * no room for (tcp_snd_wnd_test). */
 static __always_inline bool tcp_close_tells(struct sock *sk)
 {
 	struct tcp_sock *tp = (void *)sk;
 	__u32 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	__u32 unacknowledged = BPF_CORE_READ(tp, write_seq) - BPF_CORE_READ(tp, snd_una);
+	bool unread = BPF_CORE_READ(tp, rcv_nxt) != BPF_CORE_READ(tp, copied_seq);
 
 	if (state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2)
-		return BPF_CORE_READ(tp, rcv_nxt) != BPF_CORE_READ(tp, copied_seq);
-	return state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT;
+		return unread;
+	if (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT)
+		return false;
+	return unread || unacknowledged < BPF_CORE_READ(tp, snd_wnd);
+}
+
+/* Whether the other end is on this machine for certain, and tells of its own end. */
+static __always_inline bool tcp_peer_is_here(struct sock *sk)
+{
+	__u32 state = BPF_CORE_READ(sk, __sk_common.skc_state);
+
+	return (state == TCP_ESTABLISHED || state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2) &&
+	       tcp_stays(sk);
+}
+
+static __always_inline void push_tcp_backlog(struct sock *sk, __u64 owner)
+{
+	push_list((void *)sk + bpf_core_field_offset(struct inet_connection_sock,
+						     icsk_accept_queue.rskq_accept_head),
+		  owner, LIST_TCP_BACKLOG);
 }
 
 static __always_inline void fill_tcp(struct descriptor_record *r, struct sock *sk)
 {
 	r->kind = OBJECT_TCP;
 	if (BPF_CORE_READ(sk, __sk_common.skc_state) == TCP_LISTEN) {
-		push_list((void *)sk + bpf_core_field_offset(struct inet_connection_sock,
-							     icsk_accept_queue.rskq_accept_head),
-			  r->object_id, LIST_TCP_BACKLOG);
+		push_tcp_backlog(sk, r->object_id);
 		return;
 	}
-	tcp_keys(sk, &r->self_key, &r->peer_key);
+	tcp_keys(sk, &r->self_key, &r->peer_key, &r->scope_id);
+	r->readers = tcp_peer_is_here(sk);
 	if (!tcp_close_tells(sk))
-		r->peer_key = 0;
+		r->flags |= DESCRIPTOR_SILENT;
+}
+
+/* Who connects to a listener for MPTCP by TCP alone is in the accept queue of its
+ * subflow, and MPTCP's own connections are there, too. */
+static __always_inline bool fill_mptcp(struct descriptor_record *r, struct sock *sk)
+{
+	struct mptcp_sock *msk = (void *)sk;
+
+	if (!bpf_core_field_exists(msk->first) ||
+	    BPF_CORE_READ(sk, __sk_common.skc_state) != TCP_LISTEN)
+		return false;
+	r->kind = OBJECT_TCP;
+	push_tcp_backlog(BPF_CORE_READ(msk, first), r->object_id);
+	return true;
 }
 
 static __always_inline void emit_tcp_backlog(void *at)
 {
 	struct request_sock *req = at - bpf_core_field_offset(struct request_sock, dl_next);
 	struct sock *embryo = BPF_CORE_READ(req, sk);
-	__u64 self, peer;
+	__u64 self, peer, scope;
 
 	if (!embryo || !tcp_close_tells(embryo))
 		return;
-	tcp_keys(embryo, &self, &peer);
-	emit_link(LINK_KEY, walk.queue.owner, peer, 0);
+	tcp_keys(embryo, &self, &peer, &scope);
+	emit_link(LINK_KEY, walk.queue.owner, peer, scope);
 }
 
 /* Whether the end of the socket behind file can wake somebody. */
@@ -160,16 +239,19 @@ static __always_inline bool fill_socket(struct descriptor_record *r, struct file
 	struct sock *sk = BPF_CORE_READ(sock, sk);
 	__u32 family = BPF_CORE_READ(sk, __sk_common.skc_family);
 	short type = BPF_CORE_READ(sock, type);
+	__u16 protocol;
 
 	if (!sk)
 		return false;
+	protocol = BPF_CORE_READ(sk, sk_protocol);
 	r->object_id = (__u64)sk;
 	if (family == AF_UNIX && bpf_core_type_exists(struct unix_sock))
 		fill_unix(r, sk, type);
-	else if ((family == AF_INET || family == AF_INET6) && type == SOCK_STREAM &&
-		 BPF_CORE_READ(sk, sk_protocol) == IPPROTO_TCP)
+	else if ((family != AF_INET && family != AF_INET6) || type != SOCK_STREAM)
+		return false;
+	else if (protocol == IPPROTO_TCP)
 		fill_tcp(r, sk);
-	else
+	else if (protocol != IPPROTO_MPTCP || !fill_mptcp(r, sk))
 		return false;
 	r->own[0] = push_socket_queue(sk);
 	r->end = END_OPEN;

@@ -54,10 +54,12 @@ static __always_inline bool fill_tty(struct descriptor_record *r, struct file *f
 	if (device == DEV_PTMX) {
 		r->kind = OBJECT_PTY_MASTER;
 		r->writers = 1;
-		r->session_id = (__u64)tty_session(link);
+		r->readers = BPF_CORE_READ(link, count) - 1; /* one is the master's */
+		r->scope_id = (__u64)tty_session(link);
 	} else {
 		r->kind = OBJECT_PTY_SLAVE;
-		r->writers = BPF_CORE_READ(tty, count) - 1; /* one is the master's */
+		r->writers = BPF_CORE_READ(tty, count) - 1;
+		r->readers = BPF_CORE_READ(link, count);
 	}
 	r->object_id = (__u64)tty;
 	r->inode = BPF_CORE_READ(tty, index);

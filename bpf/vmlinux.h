@@ -121,12 +121,35 @@ struct file_lock {
 	wait_queue_head_t fl_wait;
 };
 
+struct rb_node {
+	unsigned long __rb_parent_color;
+	struct rb_node *rb_right, *rb_left;
+};
+
+struct rb_root_cached {
+	struct rb_node *rb_leftmost;
+};
+
 struct address_space {
 	atomic_t i_mmap_writable; /* shared writable mappings, or negative: denied */
+	struct rb_root_cached i_mmap; /* all mappings */
+};
+
+struct qstr {
+	const unsigned char *name;
+};
+
+struct dentry { /* the name says what an anonymous inode is */
+	struct qstr d_name;
+};
+
+struct path {
+	struct dentry *dentry;
 };
 
 struct file {
 	unsigned int f_mode;
+	struct path f_path;
 	void *private_data; /* pipe_inode_info, socket or tty_file_private */
 	struct inode *f_inode;
 	struct address_space *f_mapping;
@@ -222,6 +245,7 @@ struct sock_common {
 
 struct sk_buff {
 	struct sk_buff *next;
+	unsigned int truesize;
 	struct sock *sk; /* the sender; in a backlog the socket that nobody accepted yet */
 };
 
@@ -269,6 +293,11 @@ struct inet_connection_sock {
 
 struct tcp_sock { /* unread data turns a close into a reset */
 	__u32 rcv_nxt, copied_seq;
+	__u32 write_seq, snd_una, snd_wnd; /* what it wrote, and what the other side has room for */
+};
+
+struct mptcp_sock { /* a listener's first subflow has the accept queue */
+	struct sock *first;
 };
 
 struct tty_struct {
@@ -312,14 +341,19 @@ struct percpu_counter {
 	__s32 *counters; /* per CPU: not yet folded into count */
 };
 
-struct mm_struct { /* since v6.2, f1a7941243c1 */
+struct mm_struct { /* rss_stat: since v6.2, f1a7941243c1 */
 	struct percpu_counter rss_stat[4];
+	struct task_struct *owner;
 };
 
 struct vm_area_struct {
 	unsigned long vm_start;
 	unsigned long vm_flags;
+	struct mm_struct *vm_mm;
 	struct file *vm_file;
+	struct {
+		struct rb_node rb;
+	} shared; /* its place among the mappings of the file */
 };
 
 struct mm_rss_stat {

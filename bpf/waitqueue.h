@@ -30,6 +30,7 @@ const volatile __u64 sleepers_per_queue = 32768;
 #define LIST_UNIX_BACKLOG 4 /* connections that a listener has not accepted */
 #define LIST_TCP_BACKLOG 5
 #define LIST_DATAGRAMS 6 /* that a socket has not read */
+#define LIST_MAPPINGS 7 /* the mappings of a file: an rbtree */
 
 struct queue {
 	__u64 head; /* address of the list head */
@@ -79,6 +80,12 @@ static __always_inline bool first_visit(__u64 id)
 	return !err;
 }
 
+/* Whether lists of a kind end with a null pointer, and do not lead back to their head. */
+static __always_inline bool ends_in_null(__u32 kind)
+{
+	return kind == LIST_TCP_BACKLOG || kind == LIST_MAPPINGS;
+}
+
 /* Queues a list for the walk, once however many ways lead to it. */
 static __always_inline void push_list(void *head, __u64 owner, __u32 kind)
 {
@@ -89,7 +96,7 @@ static __always_inline void push_list(void *head, __u64 owner, __u32 kind)
 	};
 	struct list_head *list = head;
 
-	if (!head || BPF_CORE_READ(list, next) == (kind == LIST_TCP_BACKLOG ? 0 : list))
+	if (!head || BPF_CORE_READ(list, next) == (ends_in_null(kind) ? 0 : list))
 		return;
 	if (first_visit(q.head) && bpf_map_push_elem(&pending, &q, 0))
 		counts.dropped++;
@@ -109,6 +116,12 @@ static __always_inline __u64 push_queue(void *head)
 	return id;
 }
 
+static __always_inline void write_link(struct link_record *r)
+{
+	if (bpf_ringbuf_output(&sleepers, r, sizeof(*r), BPF_RB_NO_WAKEUP))
+		counts.dropped++;
+}
+
 static __always_inline void emit_link(__u32 kind, __u64 from, __u64 to, __u64 inode)
 {
 	struct link_record r = {
@@ -118,8 +131,7 @@ static __always_inline void emit_link(__u32 kind, __u64 from, __u64 to, __u64 in
 		.inode = inode,
 	};
 
-	if (bpf_ringbuf_output(&sleepers, &r, sizeof(r), BPF_RB_NO_WAKEUP))
-		counts.dropped++;
+	write_link(&r);
 }
 
 /* Whether p is a task: it has a leader, which leads itself and has its tgid. A

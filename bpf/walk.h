@@ -32,9 +32,38 @@ static __always_inline void emit_element(void *at)
 	case LIST_DATAGRAMS:
 		emit_datagram(at);
 		break;
+	case LIST_MAPPINGS:
+		emit_mapping(at);
+		break;
 	default:
 		emit_entry(at - bpf_core_field_offset(struct wait_queue_entry, entry));
 	}
+}
+
+#define TREE_DEPTH 40
+
+/* The next node of an rbtree in its order, 0 after the last (rb_next). */
+__attribute__((noinline)) __u64 tree_successor(__u64 at)
+{
+	struct rb_node *node = (void *)at, *next = BPF_CORE_READ(node, rb_right);
+	int i;
+
+	if (next) {
+#pragma clang loop unroll(disable)
+		for (i = 0; i < TREE_DEPTH && next; i++) {
+			node = next;
+			next = BPF_CORE_READ(node, rb_left);
+		}
+		return (__u64)node;
+	}
+#pragma clang loop unroll(disable)
+	for (i = 0; i < TREE_DEPTH; i++) {
+		next = (void *)(BPF_CORE_READ(node, __rb_parent_color) & ~3UL);
+		if (!next || BPF_CORE_READ(next, rb_right) != node)
+			return (__u64)next;
+		node = next;
+	}
+	return 0;
 }
 
 /* Where the list goes on, 0 where that cannot be read. Elements point to their
@@ -43,6 +72,8 @@ static __always_inline __u64 successor(struct list_head *at)
 {
 	struct list_head *next;
 
+	if (walk.queue.kind == LIST_MAPPINGS)
+		return tree_successor((__u64)at);
 	if (bpf_probe_read_kernel(&next, sizeof(next), &at->next) || !next)
 		return 0;
 	if (walk.queue.kind == LIST_TCP_BACKLOG)
@@ -75,7 +106,7 @@ __attribute__((noinline)) int walk_step(void)
 		return 0;
 	}
 	next = successor((void *)walk.cursor);
-	if (walk.queue.kind != LIST_TCP_BACKLOG && (next == walk.cursor || !next)) {
+	if (!ends_in_null(walk.queue.kind) && (next == walk.cursor || !next)) {
 		if (++walk.retries < WALK_RETRIES) {
 			open_queue();
 			return 0;

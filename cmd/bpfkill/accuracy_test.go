@@ -251,6 +251,9 @@ func (a *accuracy) measureOnce(t *testing.T, topologies []*storm.Topology, size 
 			home[int32(p.PID)] = s
 		}
 	}
+	if emulated { // elsewhere TestPredictsWhoWakes does it
+		compareUnaccounted(t, storms, &o.report.Plan)
+	}
 	for i, s := range storms {
 		topology := topologies[i]
 		if emulated && topology.Unpredictable == "" { // elsewhere TestPredictsWhoWakes does it

@@ -25,7 +25,7 @@ func TestPredictsWhoWakes(t *testing.T) {
 			if err := topology.Supported(); err != nil {
 				t.Skip(err)
 			}
-			if topology.Unpredictable != "" {
+			if topology.Unpredictable != "" && !topology.Unaccounted {
 				t.Skip("cannot be predicted: " + topology.Unpredictable)
 			}
 			s := stage(t, topology.Name, 9)
@@ -34,31 +34,31 @@ func TestPredictsWhoWakes(t *testing.T) {
 				t.Fatalf("exit status %d, stderr %q", o.status, o.stderr)
 			}
 			comparePrediction(t, s, &topology, &o.report.Plan)
+			compareUnaccounted(t, []*storm.Storm{s}, &o.report.Plan)
 		})
 	}
 }
 
 func comparePrediction(t *testing.T, s *storm.Storm, topology *storm.Topology, plan *report.Plan) {
 	t.Helper()
-	dead := map[int]bool{}
-	for _, p := range s.Targets() {
-		dead[p.PID] = true
-	}
 	predicted := map[int32]report.Bystander{}
 	for _, b := range plan.Bystanders {
 		predicted[b.PID] = b
 	}
-	out := s.After(dead)
-	for _, group := range out.OneOf {
+	out := s.After(targetsOf(s))
+	if topology.Unaccounted { // known is only that something is missing
+		out = storm.Outcome{}
+	}
+	for _, group := range out.SomeOf {
 		n := 0
-		for _, p := range group {
+		for _, p := range group.Members {
 			if _, ok := predicted[int32(p.PID)]; ok {
 				n++
 			}
 			delete(predicted, int32(p.PID))
 		}
-		if n != 1 {
-			t.Errorf("one of %d will wake, and the plan knows %d", len(group), n)
+		if n != group.Wakes {
+			t.Errorf("%d of %d will wake, and the plan knows %d", group.Wakes, len(group.Members), n)
 		}
 	}
 	for _, p := range slices.Concat(out.Woken, out.Stirred, out.Killed) {
@@ -76,7 +76,28 @@ func comparePrediction(t *testing.T, s *storm.Storm, topology *storm.Topology, p
 			t.Errorf("%s %s[%d] will not wake, but the plan says so (%s, %s)", p.Role, p.Comm, p.PID, b.Channel, b.Source)
 		}
 	}
-	if u := plan.Unaccounted; len(u) != 0 {
-		t.Errorf("unaccounted: %+v", u)
+}
+
+// compareUnaccounted compares what a plan says is held by nobody that was found with
+// what the topologies do. Of several storms one may hold what another misses, as far as
+// the plan can tell: then there may be more.
+func compareUnaccounted(t *testing.T, storms []*storm.Storm, plan *report.Plan) {
+	t.Helper()
+	want := 0
+	for _, s := range storms {
+		if s.Topology().Unaccounted {
+			want += len(s.After(targetsOf(s)).Woken)
+		}
 	}
+	if u := plan.Unaccounted; len(u) < want || len(u) > want && len(storms) == 1 {
+		t.Errorf("%d unaccounted, want %d: %+v", len(u), want, u)
+	}
+}
+
+func targetsOf(s *storm.Storm) map[int]bool {
+	pids := map[int]bool{}
+	for _, p := range s.Targets() {
+		pids[p.PID] = true
+	}
+	return pids
 }

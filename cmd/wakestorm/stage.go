@@ -26,10 +26,17 @@ type ready struct {
 	// What the deaths of every smtpserver, and nobody else, do to others.
 	Bystanders []int    `json:"bystanders"`        // run user code
 	OneOf      [][]int  `json:"one_of,omitempty"`  // of each, exactly one runs user code
+	SomeOf     []share  `json:"some_of,omitempty"` // of each, so many run user code
 	Stirred    []int    `json:"stirred,omitempty"` // are woken by the kernel, and run no user code
 	Killed     []int    `json:"killed,omitempty"`  // are ended by a signal
 	Marks      string   `json:"marks,omitempty"`
 	Swap       *swapped `json:"swap,omitempty"`
+}
+
+// share is a group of whom more than one wakes, and not all.
+type share struct {
+	Pids  []int `json:"pids"`
+	Wakes int   `json:"wakes"`
 }
 
 type swapped struct {
@@ -126,8 +133,12 @@ func settle(ctx context.Context, s *storm.Storm, set *settings) (*ready, error) 
 	outcome := s.After(targets)
 	r.Dependents, r.Bystanders = pids(s.Dependents()), pids(outcome.Woken)
 	r.Stirred, r.Killed = pids(outcome.Stirred), pids(outcome.Killed)
-	for _, group := range outcome.OneOf {
-		r.OneOf = append(r.OneOf, pids(group))
+	for _, group := range outcome.SomeOf {
+		if group.Wakes == 1 {
+			r.OneOf = append(r.OneOf, pids(group.Members))
+		} else {
+			r.SomeOf = append(r.SomeOf, share{pids(group.Members), group.Wakes})
+		}
 	}
 	if set.swapOut {
 		got, err := s.SwapOut(limited)

@@ -23,11 +23,14 @@ type snapshotBuilder struct {
 	queue   map[uint64]int32 // wait queue -> the object whose sleepers are on it
 	file    map[uint64]int32
 	table   map[uint64]int32
+	master  map[int32]bool // objects that are masters of terminals
 
 	last  ownerOf       // of the descriptor before
 	wakes []objectQueue // what the end of an object wakes beyond its own queues
 	locks lockBuilder
 	tcp   tcpBuilder
+	peers peerBuilder
+	room  roomBuilder
 	kin   kinBuilder
 }
 
@@ -66,8 +69,10 @@ func newSnapshotBuilder() *snapshotBuilder {
 		queue:   make(map[uint64]int32),
 		file:    make(map[uint64]int32),
 		table:   make(map[uint64]int32),
+		master:  make(map[int32]bool),
 		locks:   newLockBuilder(),
 		tcp:     newTCPBuilder(),
+		room:    make(roomBuilder),
 		kin:     newKinBuilder(),
 	}
 }
@@ -78,6 +83,7 @@ func (b *snapshotBuilder) build(sleepers []snapshotSleeperRecord, links []snapsh
 	for _, w := range b.wakes {
 		b.link(w.object, w.queue)
 	}
+	b.peers.addMissing(b)
 	b.finishKin()
 	b.addSleepers(sleepers)
 	b.finishLocks()
@@ -122,8 +128,14 @@ func (b *snapshotBuilder) addDescriptor(r *snapshotDescriptorRecord) {
 		// Forked after the process pass: the fork tracker knows it.
 		return
 	}
-	if r.Kind == objectLocked {
+	if r.Flags&descriptorHides != 0 {
+		b.snap.Processes[proc].HoldsUnseen = true
+	}
+	switch r.Kind {
+	case objectLocked:
 		b.locks.addDescriptor(r, proc, table)
+		return
+	case objectRing:
 		return
 	}
 	obj, ok := b.object[r.ObjectId]
@@ -157,6 +169,13 @@ const (
 	objectPTYMaster
 	objectPTYSlave
 	objectLocked
+	objectRing
+)
+
+// Flags of descriptors: DESCRIPTOR_* of bpf/record.h.
+const (
+	descriptorHides = 1 << iota
+	descriptorSilent
 )
 
 // objectName says the channel of an object, and how its source is called.
@@ -180,10 +199,13 @@ func objectName(r *snapshotDescriptorRecord) (ch waitgraph.Channel, name string)
 
 func (b *snapshotBuilder) addObject(r *snapshotDescriptorRecord) int32 {
 	ch, name := objectName(r)
-	obj := b.newObject(waitgraph.Object{
-		Channel: ch, Name: name, Readers: int32(r.Readers), Writers: int32(r.Writers),
-	})
+	o := waitgraph.Object{Channel: ch, Name: name, Writers: int32(r.Writers)}
+	if ch == waitgraph.ChannelPipe || ch == waitgraph.ChannelFIFO {
+		o.Readers = int32(r.Readers)
+	}
+	obj := b.newObject(o)
 	b.object[r.ObjectId] = obj
+	b.peers.addObject(r, obj)
 	for _, q := range r.Wakes {
 		if q != 0 {
 			b.wakes = append(b.wakes, objectQueue{obj, q})
@@ -192,8 +214,11 @@ func (b *snapshotBuilder) addObject(r *snapshotDescriptorRecord) int32 {
 	if r.Kind == objectTCP {
 		b.tcp.addObject(r, obj)
 	}
-	if r.SessionId != 0 {
-		b.kin.masters = append(b.kin.masters, terminalMaster{obj, r.SessionId})
+	if r.Kind == objectPTYMaster {
+		b.master[obj] = true
+	}
+	if r.Kind == objectPTYMaster && r.ScopeId != 0 {
+		b.kin.masters = append(b.kin.masters, terminalMaster{obj, r.ScopeId})
 	}
 	return obj
 }
@@ -207,6 +232,7 @@ const (
 	linkLockWaiter
 	linkLockBlocked
 	linkRoom
+	linkLockMapped
 )
 
 func (b *snapshotBuilder) addLinks(links []snapshotLinkRecord) {
@@ -219,11 +245,11 @@ func (b *snapshotBuilder) addLinks(links []snapshotLinkRecord) {
 			}
 		case linkRoom:
 			if obj, ok := b.object[l.From]; ok {
-				b.link(obj, l.To|sendersOnly)
+				b.room.add(obj, l)
 			}
 		case linkKey:
 			if obj, ok := b.object[l.From]; ok {
-				b.tcp.addPeer(obj, l.To)
+				b.tcp.addPeer(obj, l.To, l.Inode)
 			}
 		default:
 			b.locks.addLink(l)
@@ -231,6 +257,7 @@ func (b *snapshotBuilder) addLinks(links []snapshotLinkRecord) {
 	}
 	b.locks.addObjects(b)
 	b.tcp.link(b)
+	b.room.link(b)
 }
 
 // outsider returns the index of a process that the caller's pid namespace does

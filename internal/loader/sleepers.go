@@ -1,6 +1,8 @@
 package loader
 
 import (
+	"slices"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
@@ -18,9 +20,14 @@ const (
 // queues are the entries of wait queues, by queue.
 type queues struct {
 	entries map[uint64][]*snapshotSleeperRecord
-	turns   map[uint64]int32 // by queue where the first sleeper takes the wake
+	lines   map[uint64]int32 // by queue where one sleeper takes the wake: waitgraph.Sleeper.Line
 	depth   int
 	edge    bool // an instance on the way reports the event once
+	calls   int  // how often the event calls the first instance on the way
+
+	// Where the end of an object wakes one of those that watch it exclusively.
+	exclusive map[int32]int32 // by object: waitgraph.Sleeper.Line
+	only      int32           // the line of the instances on the way
 }
 
 // maxNesting is how deep epoll instances watch each other: the kernel allows
@@ -34,7 +41,10 @@ func (b *snapshotBuilder) addSleepers(recs []snapshotSleeperRecord) {
 		entry, queue, link uint64
 	}
 	seen := make(map[queued]bool, len(recs))
-	q := queues{entries: make(map[uint64][]*snapshotSleeperRecord), turns: make(map[uint64]int32)}
+	q := queues{
+		entries: make(map[uint64][]*snapshotSleeperRecord), lines: make(map[uint64]int32),
+		exclusive: make(map[int32]int32),
+	}
 	for i := range recs {
 		r := &recs[i]
 		key := queued{entry: r.EntryId, queue: r.QueueId}
@@ -85,38 +95,107 @@ func (b *snapshotBuilder) addQueue(q *queues, obj int32, id uint64, through wait
 		switch {
 		case id&sendersOnly != 0 && !r.sends():
 		case r.Via == viaEpoll:
-			edge := q.edge
-			q.edge = edge || r.Events&(unix.EPOLLET|unix.EPOLLONESHOT) != 0
+			before := *q
+			q.edge = q.edge || r.Events&(unix.EPOLLET|unix.EPOLLONESHOT) != 0
+			if through == waitgraph.ViaPlain {
+				q.calls = b.calls(obj, r.Events)
+				if r.Exclusive != 0 && b.master[obj] {
+					q.only = b.exclusiveLine(q, obj, id)
+				}
+			}
 			b.addQueue(q, obj, r.LinkId, waitgraph.ViaEpoll)
-			q.edge = edge
+			q.edge, q.calls, q.only = before.edge, before.calls, before.only
 		case r.Via == viaRelay:
 			b.addQueue(q, obj, r.LinkId, through)
 		case r.Via >= viaChild:
 		case through == waitgraph.ViaPlain:
 			b.addSleeper(obj, r, waitgraph.Via(r.Via))
 		default:
-			if s := b.addSleeper(obj, r, through); s != nil {
-				s.Turn, s.PassedOn = q.turn(r)
+			line := q.only
+			if line == 0 {
+				line = b.line(q, r)
+			}
+			n := 1
+			if line != 0 {
+				n = q.calls
+			}
+			for range n {
+				if s := b.addSleeper(obj, r, through); s != nil {
+					s.Line, s.PassedOn = line, line != 0 && q.only == 0 && !q.edge
+				}
 			}
 		}
 	}
 }
 
-// turn is not 0 for a sleeper on an epoll instance: it takes the wake, and the
-// next one on the same instance sleeps on (ep_poll_callback). An event that
-// stays is passed on by each to the next (ep_done_scan).
-func (q *queues) turn(r *snapshotSleeperRecord) (turn int32, passedOn bool) {
+// calls is how often the end of the other side calls an epoll instance by way of one
+// of the queues of an object that it watches for events. A FIN (tcp_fin,
+// tcp_data_ready) and a reset (tcp_done, sk_error_report) call it twice, unless it does
+// not ask for data; the end of a terminal's master does so thrice, with the hangup that
+// follows (pty_close, tty_ldisc_hangup, tty_ldisc_lock).
+func (b *snapshotBuilder) calls(obj int32, events uint32) int {
+	switch c := b.snap.Objects[obj].Channel; {
+	case c == waitgraph.ChannelTCP && events&unix.EPOLLIN != 0:
+		return 2
+	case c == waitgraph.ChannelPTY && !b.master[obj]:
+		return 3
+	}
+	return 1
+}
+
+// line is not 0 for a sleeper on an epoll instance on which others sleep, too: each
+// call of the instance wakes the first of them and takes it off the queue
+// (ep_poll_callback, ep_autoremove_wake_function). An event that stays is passed on
+// by each to the next (ep_done_scan).
+func (b *snapshotBuilder) line(q *queues, r *snapshotSleeperRecord) int32 {
 	if r.Exclusive == 0 {
-		return 0, false
+		return 0
 	}
-	key := r.QueueId
-	if q.edge {
-		key |= 1 // which no queue's address has
+	if line, ok := q.lines[r.QueueId]; ok {
+		return line
 	}
-	if q.turns[key] == 0 {
-		q.turns[key] = int32(len(q.turns) + 1)
+	line := b.addLine(b.exclusiveSleepers(q, r.QueueId))
+	q.lines[r.QueueId] = line
+	return line
+}
+
+// exclusiveLine is the line of those that sleep on instances which watch an object with
+// EPOLLEXCLUSIVE, by one of its queues. The last close of a terminal's slave wakes the
+// first such instance on each queue of the master that somebody sleeps on (pty_close,
+// wake_up_interruptible); everything else that dies wakes all.
+func (b *snapshotBuilder) exclusiveLine(q *queues, obj int32, queue uint64) int32 {
+	if line, ok := q.exclusive[obj]; ok {
+		return line
 	}
-	return q.turns[key], !q.edge
+	var waiters []int32
+	for _, r := range q.entries[queue] {
+		if r.Via == viaEpoll && r.Exclusive != 0 {
+			waiters = append(waiters, b.exclusiveSleepers(q, r.LinkId)...)
+		}
+	}
+	line := b.addLine(waiters)
+	q.exclusive[obj] = line
+	return line
+}
+
+// exclusiveSleepers are the processes that sleep on an epoll instance, in their order.
+func (b *snapshotBuilder) exclusiveSleepers(q *queues, queue uint64) []int32 {
+	var out []int32
+	for _, r := range q.entries[queue] {
+		if r.Exclusive != 0 && r.Tgid != 0 {
+			out = append(out, b.outsider(taskKey{r.Tgid, r.StartNs}, comm(r.Comm[:])))
+		}
+	}
+	return out
+}
+
+// addLine returns the number of a new line, 0 where one process alone is in it.
+func (b *snapshotBuilder) addLine(waiters []int32) int32 {
+	if !slices.ContainsFunc(waiters, func(w int32) bool { return w != waiters[0] }) {
+		return 0
+	}
+	b.snap.Lines = append(b.snap.Lines, waiters)
+	return int32(len(b.snap.Lines))
 }
 
 // addSleeper returns the sleeper that it added, nil where no process sleeps.

@@ -25,7 +25,7 @@ type snapshotDescriptorRecord struct {
 	Wakes      [3]uint64
 	SelfKey    uint64
 	PeerKey    uint64
-	SessionId  uint64
+	ScopeId    uint64
 	Tgid       int32
 	Fd         int32
 	TableUsers uint32
@@ -33,16 +33,19 @@ type snapshotDescriptorRecord struct {
 	Writers    uint32
 	Kind       uint8
 	End        uint8
-	Pad        [2]uint8
+	Flags      uint8
+	Pad        uint8
 }
 
 type snapshotLinkRecord struct {
-	_     structs.HostLayout
-	From  uint64
-	To    uint64
-	Inode uint64
-	Kind  uint32
-	Pad   uint32
+	_      structs.HostLayout
+	From   uint64
+	To     uint64
+	Inode  uint64
+	Kind   uint32
+	Tgid   int32
+	Freed  uint32
+	Wanted uint32
 }
 
 type snapshotProcessRecord struct {

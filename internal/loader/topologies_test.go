@@ -75,8 +75,12 @@ func (m measured) hasAll(want storm.Outcome) bool {
 			return false
 		}
 	}
-	return !slices.ContainsFunc(want.OneOf, func(group []storm.Proc) bool {
-		return !slices.ContainsFunc(group, func(p storm.Proc) bool { return len(got[p.PID]) > 0 })
+	return !slices.ContainsFunc(want.SomeOf, func(group storm.Share) bool {
+		n := 0
+		for _, p := range group.Members {
+			n += min(len(got[p.PID]), 1)
+		}
+		return n < group.Wakes
 	})
 }
 
@@ -86,7 +90,12 @@ func (m measured) check(s *storm.Storm, want storm.Outcome, channel string) {
 		channel = waitgraph.ChannelPipe.String() // a release does not tell them apart
 	}
 	expected := map[int]bool{}
-	for _, p := range slices.Concat(slices.Concat(want.OneOf...), want.Woken, want.Stirred, want.Killed) {
+	for _, group := range want.SomeOf {
+		for _, p := range group.Members {
+			expected[p.PID] = true
+		}
+	}
+	for _, p := range slices.Concat(want.Woken, want.Stirred, want.Killed) {
 		expected[p.PID] = true
 	}
 	named := len(want.Woken) == 0

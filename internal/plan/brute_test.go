@@ -2,6 +2,7 @@ package plan
 
 import (
 	"math/rand/v2"
+	"slices"
 	"testing"
 )
 
@@ -75,6 +76,56 @@ func TestKnotsCost(t *testing.T) {
 		t.Errorf("exposed conditions cost %.3f times the least", ratio)
 	}
 	t.Logf("%d knotted graphs, %d at the least cost, %.3f of it in total", all, best, float64(cost)/float64(least))
+}
+
+// TestLines compares Make with the kernel's way to wake those who share an epoll
+// instance: each call of it takes the first sleeper off its queue, whichever of the
+// things that it watches calls. Some of the processes live.
+func TestLines(t *testing.T) {
+	graphs := 50_000
+	if testing.Short() {
+		graphs = 10_000
+	}
+	r := rand.New(rand.NewPCG(15, 16))
+	spared, passedOn := 0, 0
+	for range graphs {
+		s := randomSpec(r)
+		s.options.Dependents = DependentsNone
+		s.targets = slices.DeleteFunc(s.targets, func(int32) bool { return r.IntN(3) == 0 })
+		for range 1 + r.IntN(2) {
+			line := &specLine{}
+			for range 2 + r.IntN(6) { // a process of several threads may be there twice
+				line.asleep = append(line.asleep, r.IntN(s.processes))
+			}
+			s.lines = append(s.lines, line)
+		}
+		for i := range s.sources {
+			src := &s.sources[i]
+			if r.IntN(4) == 0 {
+				continue
+			}
+			src.line, src.calls, src.stays = s.lines[r.IntN(len(s.lines))], 1+r.IntN(2), r.IntN(4) == 0
+			if r.IntN(4) > 0 {
+				src.waiters = nil
+			}
+		}
+		_, p, numbers := s.plan(t)
+		s.check(t, p, numbers)
+		for _, b := range p.Bystanders {
+			if b.Indirect {
+				passedOn++
+			}
+		}
+		for _, c := range p.Conditions {
+			if c.Fires && !slices.ContainsFunc(p.Bystanders, func(b Bystander) bool { return b.Wait == c.Wait }) &&
+				!slices.Contains(p.order(), c.Waiter) {
+				spared++
+			}
+		}
+	}
+	if spared < graphs/10 || passedOn < graphs/10 {
+		t.Fatalf("%d waiters whose turn did not come, %d woken by others: too few to show anything", spared, passedOn)
+	}
 }
 
 // TestBruteForceItself holds the two brute forces, which share work between

@@ -16,8 +16,9 @@ func sleepersOnOneInstance(passedOn bool) *waitgraph.Graph {
 	s := b.build()
 	s.Sleepers = nil
 	for _, p := range []int32{2, 1, 3} {
-		s.Sleepers = append(s.Sleepers, waitgraph.Sleeper{Process: p, Via: waitgraph.ViaEpoll, File: -1, Turn: 1, PassedOn: passedOn})
+		s.Sleepers = append(s.Sleepers, waitgraph.Sleeper{Process: p, Via: waitgraph.ViaEpoll, File: -1, Line: 1, PassedOn: passedOn})
 	}
+	s.Lines = [][]int32{{2, 1, 3}}
 	return waitgraph.New(s)
 }
 

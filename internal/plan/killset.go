@@ -30,7 +30,17 @@ type killSet struct {
 	fired  []int32 // sources that fire or follow, in the order found
 	lost   []bool  // by process: outside the set, and dies of it; nil: nobody
 	size   int
+	hides  answer // whether some member may hold what no descriptor shows
 }
+
+// answer is one that is looked for when it is first asked for.
+type answer uint8
+
+const (
+	unknown answer = iota
+	no
+	yes
+)
 
 func newKillSet(g *waitgraph.Graph, targets []int32, o Options) *killSet {
 	k := &killSet{
@@ -201,12 +211,16 @@ func (k *killSet) join(p, s int32) {
 // naive counts who would wake if only the targets died, and their swapped-out
 // bytes. It is called before close, when the set is the targets.
 func (k *killSet) naive() (wakes int, swap uint64) {
+	turns := takeTurns(k, nil)
 	for i := range k.in {
 		if k.in[i] {
 			continue
 		}
 		for _, s := range k.g.Waits(int32(i)) {
-			if k.state[s]&fires != 0 {
+			if k.state[s]&fires == 0 {
+				continue
+			}
+			if woken, _ := turns.wakes(int32(i), s); woken {
 				wakes++
 				swap += k.g.Processes[i].SwapBytes
 				break

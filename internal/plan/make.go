@@ -30,6 +30,7 @@ func Make(g *waitgraph.Graph, targets []int32, o Options) *Plan {
 // describe fills in what touches the kill set: conditions, bystanders,
 // unaccounted sources, and how many processes wake.
 func (k *killSet) describe(p *Plan) {
+	turns := takeTurns(k, p.Order)
 	n := 0
 	for s := range k.state {
 		if k.state[s]&held != 0 {
@@ -37,6 +38,8 @@ func (k *killSet) describe(p *Plan) {
 			if k.state[s]&unaccounted != 0 {
 				p.Unaccounted = append(p.Unaccounted, int32(s))
 			}
+		} else if k.state[s]&unaccounted != 0 && k.mayHide(int32(s)) {
+			p.Unaccounted = append(p.Unaccounted, int32(s))
 		}
 	}
 	p.Conditions = make([]Condition, 0, n)
@@ -50,7 +53,7 @@ func (k *killSet) describe(p *Plan) {
 			if k.in[w] || state&(fires|follows) == 0 {
 				continue
 			}
-			if wakes, indirect := k.takesTurn(w, s); wakes {
+			if wakes, indirect := turns.wakes(w, s); wakes {
 				p.Bystanders = append(p.Bystanders, Bystander{
 					Wait{w, s}, k.g.Processes[w].SwapBytes, indirect || state&follows != 0,
 				})
@@ -69,17 +72,23 @@ func (k *killSet) describe(p *Plan) {
 	}
 }
 
-// takesTurn reports whether s wakes w, at once or through others: of those who
-// take turns only the first that lives is woken, and may wake the next.
-func (k *killSet) takesTurn(w, s int32) (wakes, indirect bool) {
-	for _, t := range k.g.Turns(s) {
-		i := slices.Index(t.Waiters, w)
-		if i < 0 {
-			continue
-		}
-		if slices.ContainsFunc(t.Waiters[:i], func(p int32) bool { return !k.in[p] }) {
-			return t.PassedOn, true
+// mayHide reports whether source s, of which no holder was found, may end with the
+// kill set, and wakes somebody else: a member may hold files that are in no table.
+func (k *killSet) mayHide(s int32) bool {
+	if len(k.g.Holders(s)) > 0 {
+		return false
+	}
+	if k.hides == unknown {
+		k.hides = no
+		for p := range k.in {
+			if (k.in[p] || k.lost != nil && k.lost[p]) && k.g.Processes[p].HoldsUnseen {
+				k.hides = yes
+				break
+			}
 		}
 	}
-	return true, false
+	// Who is outside the pid namespace waits for others there.
+	return k.hides == yes && slices.ContainsFunc(k.g.Waiters(s), func(w int32) bool {
+		return !k.in[w] && k.g.Processes[w].PID != 0
+	})
 }

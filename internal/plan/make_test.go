@@ -178,6 +178,33 @@ func TestFigures(t *testing.T) {
 	}
 }
 
+// TestHoldersThatWereNotFound: a source of which no holder was found may end with the
+// kill set only if a member may hold what is in no descriptor table.
+func TestHoldersThatWereNotFound(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		change func(*waitgraph.Snapshot)
+		want   int
+	}{
+		{"nobody may hold it", func(*waitgraph.Snapshot) {}, 0},
+		{"a member may", func(s *waitgraph.Snapshot) { s.Processes[0].HoldsUnseen = true }, 1},
+		{"one that lives may", func(s *waitgraph.Snapshot) { s.Processes[2].HoldsUnseen = true }, 0},
+		{"it wakes a stranger", func(s *waitgraph.Snapshot) { s.Processes[0].HoldsUnseen, s.Processes[1].PID = true, 0 }, 0},
+		{"another holder lives", func(s *waitgraph.Snapshot) {
+			s.Processes[0].HoldsUnseen = true
+			s.Descriptors = append(s.Descriptors, waitgraph.Descriptor{Process: 2, Table: 2})
+		}, 0},
+	} {
+		s := spec{processes: 3, sources: []specSource{{waiters: []int{1}, unaccounted: true}}}
+		snapshot := s.snapshot()
+		test.change(snapshot)
+		p := Make(waitgraph.New(snapshot), []int32{0}, Options{Dependents: DependentsNone})
+		if len(p.Unaccounted) != test.want || len(p.Bystanders) > 0 {
+			t.Errorf("%s: unaccounted %v, bystanders %v", test.name, p.Unaccounted, p.Bystanders)
+		}
+	}
+}
+
 // TestKnots checks which condition of a knot is given up, and that a knot's
 // members are signalled one after the other.
 func TestKnots(t *testing.T) {

@@ -88,8 +88,9 @@ type Plan struct {
 	// Exposed are conditions inside the kill set that no order satisfies
 	// together with the others: processes that wait on each other.
 	Exposed []Wait
-	// Unaccounted are the sources, held by somebody in the kill set, whose
-	// references the snapshot could not account for.
+	// Unaccounted are the sources whose references the snapshot could not account
+	// for, where somebody in the kill set holds them, or may: where no holder was
+	// found at all, and a member may hold what is in no descriptor table.
 	Unaccounted []int32
 	Predicted   Predicted
 }

@@ -18,6 +18,7 @@ type spec struct {
 	parent    []int // by process, -1 for none; nil for none at all
 	swap      []uint64
 	sources   []specSource
+	lines     []*specLine
 	targets   []int32
 	options   Options
 }
@@ -25,10 +26,18 @@ type spec struct {
 type specSource struct {
 	holders, waiters []int
 	unaccounted      bool
+	line             *specLine // where waiters sleep; nil: each by itself
+	calls            int       // of the line
+	stays            bool      // and is passed on in the line
 }
 
+// specLine is an epoll instance on which processes sleep, in their order. Sources
+// that name the same line wake the same sleepers.
+type specLine struct{ asleep []int }
+
 func (s *specSource) waits(p int) bool {
-	return slices.Contains(s.waiters, p) && !slices.Contains(s.holders, p)
+	waits := slices.Contains(s.waiters, p) || s.line != nil && slices.Contains(s.line.asleep, p)
+	return waits && !slices.Contains(s.holders, p)
 }
 
 // snapshot states the problem as pipes: each source is a write end, and its
@@ -64,19 +73,42 @@ func (s *spec) snapshot() *waitgraph.Snapshot {
 			snap.Sleepers = append(snap.Sleepers, waitgraph.Sleeper{
 				Object: int32(i), Process: int32(w), Via: waitgraph.ViaEpoll, File: -1})
 		}
+		if src.line == nil {
+			continue
+		}
+		for range src.calls {
+			for _, w := range src.line.asleep {
+				snap.Sleepers = append(snap.Sleepers, waitgraph.Sleeper{
+					Object: int32(i), Process: int32(w), Via: waitgraph.ViaEpoll, File: -1,
+					Line: s.lineNumber(src.line), PassedOn: src.stays})
+			}
+		}
+	}
+	for i, line := range s.lines {
+		snap.Lines = append(snap.Lines, nil)
+		for _, w := range line.asleep {
+			snap.Lines[i] = append(snap.Lines[i], int32(w))
+		}
 	}
 	return snap
 }
+
+func (s *spec) lineNumber(line *specLine) int32 { return int32(slices.Index(s.lines, line)) + 1 }
 
 // wake is one wake in a simulated kill: sources go by number in the spec.
 type wake struct{ waiter, source int }
 
 // simulate kills in order and says who wakes: early are processes of the
-// order that were not signalled yet, others are the rest.
+// order that were not signalled yet, others are the rest. In a line anybody
+// may come first before its signal, but the others wake in turn, each once.
 func (s *spec) simulate(order []int32) (early, others []wake) {
 	dead, doomed := map[int]bool{}, map[int]bool{}
 	for _, p := range order {
 		doomed[int(p)] = true
+	}
+	asleep := map[*specLine][]int{}
+	for _, line := range s.lines {
+		asleep[line] = slices.DeleteFunc(slices.Clone(line.asleep), func(p int) bool { return doomed[p] })
 	}
 	for _, p := range order {
 		dead[int(p)] = true
@@ -86,12 +118,22 @@ func (s *spec) simulate(order []int32) (early, others []wake) {
 				slices.ContainsFunc(src.holders, func(h int) bool { return !dead[h] }) {
 				continue
 			}
+			woken := map[int]bool{}
+			for _, w := range src.waiters {
+				woken[w] = true
+			}
+			for range src.calls {
+				if line := asleep[src.line]; len(line) > 0 {
+					woken[line[0]] = true
+					asleep[src.line] = line[1:]
+				}
+			}
 			for w := range s.processes {
 				switch {
 				case !src.waits(w) || dead[w]:
 				case doomed[w]:
 					early = append(early, wake{w, i})
-				default:
+				case woken[w] || src.stays:
 					others = append(others, wake{w, i})
 				}
 			}

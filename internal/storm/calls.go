@@ -47,11 +47,19 @@ func (b *builder) epollFor(fd int, events uint32) {
 // epollInstance creates an epoll instance that watches one descriptor.
 func (b *builder) epollInstance(instance, fd int, events uint32) {
 	b.must(instance, unix.SYS_EPOLL_CREATE1, imm(unix.EPOLL_CLOEXEC))
+	b.watch(instance, fd, events)
+}
+
+// watch has an epoll instance watch one more descriptor.
+func (b *builder) watch(instance, fd int, events uint32) {
 	b.must(regTemp, unix.SYS_EPOLL_CTL, reg(instance), imm(unix.EPOLL_CTL_ADD), reg(fd), imm(b.constant(words(events, 0, 0, 0))))
 }
 
-func (b *builder) epollWait(instance int) {
-	b.block(unix.SYS_EPOLL_PWAIT, reg(instance), imm(b.scratch+scratchEvent), imm(1), imm(^uintptr(0)), imm(0), imm(8))
+func (b *builder) epollWait(instance int) { b.epollWaitFor(instance, scratchEvent, 1) }
+
+// epollWaitFor waits for at most so many events, which go to the scratch page.
+func (b *builder) epollWaitFor(instance int, offset uintptr, events int) {
+	b.block(unix.SYS_EPOLL_PWAIT, reg(instance), imm(b.scratch+offset), imm(events), imm(^uintptr(0)), imm(0), imm(8))
 }
 
 // poll waits in ppoll until a descriptor is readable.

@@ -34,7 +34,8 @@ var endTopologies = []Topology{
 		Name: "in-flight-lost", Unit: "servers", Channel: "pipe",
 		Summary:       "the same, and the server alone holds both ends of the socket",
 		Outcome:       "every router wakes: the socket and what lies in it go with the server",
-		Unpredictable: "the write end is in no descriptor table, only in a message on a socket's queue",
+		Unpredictable: onlyInFlight,
+		Unaccounted:   true,
 		build:         func(b *builder, n int) { b.trees(n, b.inFlight(true)) },
 	}, {
 		Name: "in-flight-cycle", Unit: "servers", Channel: "pipe",
@@ -43,8 +44,46 @@ var endTopologies = []Topology{
 		Late:          true,
 		Unpredictable: "the write end is in no descriptor table, and since v6.9 it is a worker that lets it go",
 		build:         func(b *builder, n int) { b.trees(n, b.inFlightCycle()) },
+	}, {
+		Name: "unix-in-flight", Unit: "servers", Channel: "unix",
+		Summary:       "servers that sent the other end of a router child's socket pair into a socket of their own",
+		Outcome:       "every router wakes: the socket and what lies in it go with the server",
+		Unpredictable: onlyInFlight,
+		Unaccounted:   true,
+		build: func(b *builder, n int) {
+			b.trees(n, b.lostInFlight(func() { b.socketPair(regIn, regOut, unix.SOCK_STREAM) })...)
+		},
+	}, {
+		Name: "tcp-in-flight", Unit: "servers", Channel: "tcp",
+		Summary:       "the same with a connection over 127.0.0.1",
+		Outcome:       "every router wakes",
+		Unpredictable: onlyInFlight,
+		Unaccounted:   true,
+		build: func(b *builder, n int) {
+			b.trees(n, b.lostInFlight(func() { b.tcpPair(loopback4) })...)
+		},
+	}, {
+		Name: "pty-in-flight", Unit: "servers", Channel: "pty",
+		Summary:       "the same with a pseudo-terminal, whose master is sent or whose slave is",
+		Outcome:       "every router wakes",
+		Unpredictable: onlyInFlight,
+		Unaccounted:   true,
+		needs:         needPty,
+		build: func(b *builder, n int) {
+			masters := b.lostInFlight(func() { b.pty(regOut, regIn) })
+			b.trees(n, append(masters, b.lostInFlight(func() { b.pty(regIn, regOut) })...)...)
+		},
+	}, {
+		Name: "flock-in-flight", Unit: "servers", Channel: "lock",
+		Summary:       "servers that sent a file on which a router child waits for a flock into a socket of their own",
+		Outcome:       "every router wakes",
+		Unpredictable: onlyInFlight,
+		Unaccounted:   true,
+		build:         func(b *builder, n int) { b.trees(n, b.lockInFlight()) },
 	},
 }
+
+const onlyInFlight = "the other end is in no descriptor table, only in a message on a socket's queue"
 
 // writers are pairs of a server and one who writes to a full pipe from it. Here
 // the child's end, in regIn, is the write end.
@@ -101,9 +140,7 @@ func (b *builder) inFlight(lost bool) *node {
 		comm: Target, role: "server",
 		open: func() {
 			b.pipe(regIn, regOut)
-			b.socketPair(regIn2, regOut2, unix.SOCK_STREAM)
-			b.sendDescriptor(regIn2, regOut)
-			b.closeFD(regOut)
+			b.putInFlight()
 		},
 		shut: func() { b.closeFD(regIn) },
 		children: []*node{{
@@ -134,6 +171,51 @@ func (b *builder) inFlightCycle() *node {
 		b.sendDescriptor(regOut2, regIn2)
 	}
 	return root
+}
+
+// lostInFlight are servers that put the end in regOut into a socket that they keep to
+// themselves, each with a child that waits at the other, in regIn.
+func (b *builder) lostInFlight(open func()) []*node {
+	var kinds []*node
+	for _, w := range b.receiving(regIn) {
+		kinds = append(kinds, &node{
+			comm: Target, role: "server",
+			open: func() { open(); b.putInFlight() },
+			shut: func() { b.closeFD(regIn) },
+			children: []*node{{
+				role: w.role, wakes: dies("server"),
+				open: func() { b.closeFD(regIn2); b.closeFD(regOut2) },
+				wait: w.wait,
+			}},
+		})
+	}
+	return kinds
+}
+
+// putInFlight sends the descriptor in regOut into a socket pair and closes it.
+func (b *builder) putInFlight() {
+	b.socketPair(regIn2, regOut2, unix.SOCK_STREAM)
+	b.sendDescriptor(regIn2, regOut)
+	b.closeFD(regOut)
+}
+
+func (b *builder) lockInFlight() *node {
+	locks := b.flocks()
+	return &node{
+		comm: Target, role: "server",
+		open: func() {
+			b.makeLockFile()
+			locks.take(true, 0)
+			b.must(regOut, unix.SYS_DUP, imm(lockFile))
+			b.putInFlight()
+		},
+		shut: func() { b.must(regTemp, unix.SYS_CLOSE, imm(lockFile)) },
+		children: []*node{{
+			role: "waiter", wakes: dies("server"),
+			open: func() { b.closeFD(regIn2); b.closeFD(regOut2); b.reopenLockFile() },
+			wait: func() { locks.wait(true, 0) },
+		}},
+	}
 }
 
 // sendDescriptor sends fd and a byte over a socket.

@@ -1,6 +1,10 @@
 package storm
 
-import "golang.org/x/sys/unix"
+import (
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
 
 var epollTopologies = []Topology{
 	{
@@ -47,7 +51,58 @@ var epollTopologies = []Topology{
 			wakes := []when{{deaths: []string{"server"}, oneOf: true}}
 			b.trees(1, b.epollHerd(n, wakes, b.sharedInstance(unix.EPOLLIN|unix.EPOLLET), func() { b.epollWait(regFD) }))
 		},
+	}, {
+		Name: "epoll-shared-many", Unit: "routers", Channel: "pipe",
+		Summary: "two servers with a pipe each, and routers that are all in epoll_pwait on one instance that watches the pipes, edge-triggered",
+		Outcome: "two routers wake: each pipe's end wakes the first that still sleeps",
+		build:   func(b *builder, n int) { b.trees(1, b.sharedByMany(n, 2)) },
 	},
+}
+
+// Descriptors of the pipes that a shared instance watches: the read end of the
+// first, its write end, and so on.
+const manyPipes = 110
+
+// sharedByMany is a process with the read ends of the pipes of some servers, and
+// n routers on an instance that watches these.
+func (b *builder) sharedByMany(n, servers int) *node {
+	writeEnd := func(i int) int { return manyPipes + 2*i + 1 }
+	closeWriteEnds := func(but int) {
+		for i := range servers {
+			if i != but {
+				b.must(regTemp, unix.SYS_CLOSE, imm(writeEnd(i)))
+			}
+		}
+	}
+	root := &node{
+		role: "keeper",
+		open: func() {
+			b.must(regFD, unix.SYS_EPOLL_CREATE1, imm(unix.EPOLL_CLOEXEC))
+			for i := range servers {
+				b.pipe(regIn, regOut)
+				b.watch(regFD, regIn, unix.EPOLLIN|unix.EPOLLET)
+				for k, fd := range []int{regIn, regOut} {
+					b.must(regTemp, unix.SYS_DUP3, reg(fd), imm(manyPipes+2*i+k), imm(unix.O_CLOEXEC))
+					b.closeFD(fd)
+				}
+			}
+		},
+		shut: func() { closeWriteEnds(-1) },
+	}
+	var wakes []when
+	for i := range servers {
+		role := fmt.Sprintf("server %d", i)
+		root.children = append(root.children, &node{comm: Target, role: role, open: func() { closeWriteEnds(i) }})
+		wakes = append(wakes, when{deaths: []string{role}, oneOf: true})
+	}
+	root.children = append(root.children, &node{
+		role: "router", times: n, wakes: wakes,
+		open: func() { closeWriteEnds(-1) },
+		// Who takes fewer events than there are wakes the next for the rest. Who finds
+		// that another took all is first in line again, and would be for a third.
+		wait: func() { b.epollWaitFor(regFD, scratchStruct, servers) },
+	})
+	return root
 }
 
 // epollPairs are servers that have written a byte to the pipe of a router child.

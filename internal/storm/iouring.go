@@ -14,6 +14,7 @@ var ioUringTopologies = []Topology{
 		Summary:       "servers that registered the write end of a router child's pipe with an io_uring, and closed it",
 		Outcome:       "every router wakes, when a worker of the kernel's has taken the ring apart",
 		Late:          true,
+		Unaccounted:   true,
 		Unpredictable: "a ring's files are in no descriptor table, and it is not the dying process that lets them go",
 		needs:         needIOUring,
 		build: func(b *builder, n int) {

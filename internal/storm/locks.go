@@ -13,6 +13,17 @@ var lockTopologies = []Topology{
 		Outcome: "who is next gets the lock and wakes; who queues behind that sleeps on",
 		build:   func(b *builder, n int) { b.trees(n, b.lockTrees(b.flocks())...) },
 	}, {
+		Name: "flock-anything", Unit: "servers", Channel: "lock",
+		Summary: "servers that hold a flock on a pipe, on a terminal, or on a file that they have mapped, each with a router child blocked on it",
+		Outcome: "every router wakes",
+		needs:   needPty,
+		build:   func(b *builder, n int) { b.trees(n, b.lockedThings()...) },
+	}, {
+		Name: "flock-mapped", Unit: "servers", Channel: "lock", Quiet: true,
+		Summary: "servers that hold a flock on a file that a second child has mapped, and no longer open, each with a router child blocked on it",
+		Outcome: "nobody wakes: the mapping keeps the file, and the file its lock",
+		build:   func(b *builder, n int) { b.trees(n, b.lockMapped()) },
+	}, {
 		Name: "posix-lock", Unit: "servers", Channel: "lock",
 		Summary: "the same with fcntl's locks, which belong to processes; and a chain, each of which holds a byte and waits for the next one's",
 		Outcome: "the same; in a chain the first wakes",
@@ -26,6 +37,60 @@ var lockTopologies = []Topology{
 		Outcome: "the same",
 		build:   func(b *builder, n int) { b.trees(n, b.lockTrees(b.recordLocks(unix.F_OFD_SETLKW))...) },
 	},
+}
+
+// lockedThings are servers with a flock on something that is no plain file, or is
+// mapped. open puts it at lockFile.
+func (b *builder) lockedThings() []*node {
+	locks := b.flocks()
+	var kinds []*node
+	for _, thing := range []struct {
+		role string
+		open func()
+	}{
+		{"waiter for a pipe", func() { b.pipe(regFD, regOut); b.lockFileIs(regFD) }},
+		{"waiter for a terminal", func() { b.pty(regOut, regFD); b.lockFileIs(regFD) }},
+		{"waiter for a mapped file", func() { b.makeLockFile(); b.mapLockFile() }},
+	} {
+		kinds = append(kinds, &node{
+			comm: Target, role: "server",
+			open: func() { thing.open(); locks.take(true, 0) },
+			children: []*node{{
+				role: thing.role, wakes: dies("server"),
+				// It inherits the mapping, too.
+				open: func() { b.reopenLockFile(); b.unmapLockFile() },
+				wait: func() { locks.wait(true, 0) },
+			}},
+		})
+	}
+	return kinds
+}
+
+func (b *builder) lockMapped() *node {
+	locks := b.flocks()
+	return &node{
+		comm: Target, role: "server",
+		open: func() { b.makeLockFile(); locks.take(true, 0); b.mapLockFile() },
+		shut: b.unmapLockFile,
+		children: []*node{{
+			role: "mapper",
+			open: func() { b.must(regTemp, unix.SYS_CLOSE, imm(lockFile)) },
+		}, {
+			role: "waiter", wakes: dies("server", "mapper"),
+			open: func() { b.reopenLockFile(); b.unmapLockFile() },
+			wait: func() { locks.wait(true, 0) },
+		}},
+	}
+}
+
+// mapLockFile maps the first page of the file, and puts where into regPtr.
+func (b *builder) mapLockFile() {
+	b.must(regPtr, unix.SYS_MMAP, imm(0), imm(unix.Getpagesize()), imm(unix.PROT_READ), imm(unix.MAP_SHARED), imm(lockFile), imm(0))
+}
+
+// unmapLockFile unmaps it; where there is no mapping, nothing happens.
+func (b *builder) unmapLockFile() {
+	b.must(regTemp, unix.SYS_MUNMAP, reg(regPtr), imm(unix.Getpagesize()))
 }
 
 // locking is one kind of lock on a byte of the file.

@@ -31,6 +31,24 @@ var tcpTopologies = []Topology{
 		needs:   needIPv6,
 		build:   func(b *builder, n int) { b.trees(n, b.tcpQueued(loopback6)...) },
 	}, {
+		Name: "mptcp-listener", Unit: "servers", Channel: "tcp",
+		Summary: "the same over 127.0.0.1 with servers that listen for MPTCP, and router children that connect by TCP",
+		Outcome: "every router wakes",
+		needs:   needMPTCP,
+		build: func(b *builder, n int) {
+			b.trees(n, b.queued(func() {
+				b.must(regFD, unix.SYS_SOCKET, imm(unix.AF_INET), imm(unix.SOCK_STREAM|unix.SOCK_CLOEXEC), imm(unix.IPPROTO_MPTCP))
+				b.listen(regFD, loopback4, 1)
+				b.socket(regIn, unix.AF_INET, unix.SOCK_STREAM)
+				b.connect(regIn)
+			})...)
+		},
+	}, {
+		Name: "tcp-window", Unit: "servers", Channel: "tcp", Quiet: true,
+		Summary: "servers blocked in a send to a router child that does not receive, and waits in ppoll or epoll_pwait for the server to stop sending",
+		Outcome: "nobody wakes: the FIN waits behind what the router has no room for",
+		build:   buildTCPWindow,
+	}, {
 		Name: "tcp-connect", Unit: "servers", Channel: "tcp",
 		Summary: "servers that listen on 127.0.0.1 with a full accept queue, each with a router child in connect",
 		Outcome: "every router wakes, some time later: when it sends its SYN again, and it is refused",
@@ -69,6 +87,14 @@ func needIPv6() error {
 	return err
 }
 
+func needMPTCP() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, unix.IPPROTO_MPTCP)
+	if err != nil {
+		return fmt.Errorf("MPTCP: %w (CONFIG_MPTCP, net.mptcp.enabled)", err)
+	}
+	return unix.Close(fd)
+}
+
 // bind gives a socket a free port of the loopback interface, and puts its
 // address where connect finds it.
 func (b *builder) bind(fd int, at loopback) {
@@ -76,12 +102,16 @@ func (b *builder) bind(fd int, at loopback) {
 	b.name(fd)
 }
 
+func (b *builder) listen(fd int, at loopback, backlog int) {
+	b.bind(fd, at)
+	b.must(regTemp, unix.SYS_LISTEN, reg(fd), imm(backlog))
+}
+
 // tcpConnection makes a listener in regFD and a connection to it in regIn.
 func (b *builder) tcpConnection(at loopback, backlog int) {
 	b.socket(regFD, at.family, unix.SOCK_STREAM)
 	b.smallBuffers(regFD)
-	b.bind(regFD, at)
-	b.must(regTemp, unix.SYS_LISTEN, reg(regFD), imm(backlog))
+	b.listen(regFD, at, backlog)
 	b.socket(regIn, at.family, unix.SOCK_STREAM)
 	b.smallBuffers(regIn)
 	b.connect(regIn)
@@ -107,10 +137,35 @@ func (b *builder) tcpPairs(at loopback) []*node {
 }
 
 func (b *builder) tcpQueued(at loopback) []*node {
+	return b.queued(func() { b.tcpConnection(at, 1) })
+}
+
+// queued are servers with a listener in regFD, whose children wait on a connection in
+// its queue, in regIn.
+func (b *builder) queued(open func()) []*node {
 	return b.pairs(func() {
-		b.tcpConnection(at, 1)
+		open()
 		b.add(regOut, reg(regFD), imm(0))
 	}, dies("server"), b.receiving(regIn)...)
+}
+
+func buildTCPWindow(b *builder, n int) {
+	var kinds []*node
+	for _, w := range []way{
+		{"poller", func() { b.pollFor(regIn, unix.POLLRDHUP) }},
+		{"epoller", func() { b.epollFor(regIn, unix.EPOLLRDHUP) }},
+	} {
+		kinds = append(kinds, &node{
+			comm: Target, role: "server", wakes: dies(w.role),
+			open: func() { b.tcpPair(loopback4) },
+			shut: func() { b.closeFD(regIn) },
+			wait: func() { b.send(regOut) },
+			children: []*node{{
+				role: w.role, open: func() { b.closeFD(regOut) }, wait: w.wait,
+			}},
+		})
+	}
+	b.trees(n, kinds...)
 }
 
 func buildTCPConnect(b *builder, n int) {

@@ -23,6 +23,9 @@ type Topology struct {
 	// Unpredictable says why nothing in the kernel's state tells beforehand that
 	// the waiters wake; empty where something does.
 	Unpredictable string
+	// Unaccounted is set where a snapshot can tell that each of those who wake waits
+	// for something of which it finds no holder.
+	Unaccounted bool
 	// Cascade is set where the deaths wake one of the waiters, and each that
 	// wakes wakes the next.
 	Cascade bool

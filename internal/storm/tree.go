@@ -47,8 +47,8 @@ type node struct {
 type when struct {
 	deaths []string
 	effect Effect
-	// oneOf makes all that have such a wake in this tree, with the same deaths,
-	// a group of which one wakes.
+	// oneOf makes all that have such wakes in this tree, which have the same, a
+	// group of which each wakes one.
 	oneOf bool
 }
 
@@ -191,14 +191,14 @@ func (b *builder) tree(root *node, t *treeScript) {
 			roles[nd.role] = append(roles[nd.role], base+t.first[nd]+k)
 		}
 	})
-	groups := map[string]int{}
+	group := 0
 	root.walk(func(nd, parent *node) {
 		m := member{comm: nd.name(), role: nd.role, call: t.call[nd], state: t.state[nd], aside: t.aside[nd], parent: owner, after: roles[nd.after]}
 		if parent != nil {
 			m.parent = base + t.first[parent]
 		}
 		for _, w := range nd.wakes {
-			m.wakes = append(m.wakes, b.wake(w, roles, groups))
+			m.wakes = append(m.wakes, b.wake(w, roles, &group))
 		}
 		for range nd.count() {
 			b.members = append(b.members, m)
@@ -207,23 +207,21 @@ func (b *builder) tree(root *node, t *treeScript) {
 	b.bear(direct{slot: base, script: t.start[root], in: -1, out: -1, next: -1, extra: -1})
 }
 
-// wake resolves roles into members. groups are the tree's, by the deaths.
-func (b *builder) wake(w when, roles map[string][]int, groups map[string]int) wake {
+// wake resolves roles into members. group is the tree's.
+func (b *builder) wake(w when, roles map[string][]int, group *int) wake {
 	out := wake{effect: w.effect}
-	key := ""
 	for _, role := range w.deaths {
 		if len(roles[role]) == 0 {
 			b.err = fmt.Errorf("nobody in this tree is the %s", role)
 		}
 		out.deaths = append(out.deaths, roles[role]...)
-		key += role + "\x00"
 	}
 	if w.oneOf {
-		if groups[key] == 0 {
+		if *group == 0 {
 			b.groups++
-			groups[key] = b.groups
+			*group = b.groups
 		}
-		out.group = groups[key]
+		out.group = *group
 	}
 	return out
 }

@@ -30,6 +30,12 @@ var ttyTopologies = []Topology{
 			b.trees(n, b.pairs(func() { b.pty(regIn, regOut) }, dies("server"), ways...)...)
 		},
 	}, {
+		Name: "pty-exclusive", Unit: "routers", Channel: "pty",
+		Summary: "one server that holds the slave, and routers that watch the master with EPOLLEXCLUSIVE, each in an epoll instance of its own",
+		Outcome: "two routers wake: one from each of the terminal's queues",
+		needs:   needPty,
+		build:   buildPtyExclusive,
+	}, {
 		Name: "pty-session", Unit: "servers", Channel: "pty", regroups: true,
 		Summary: "servers that hold the master of a session's terminal; the session is a leader, who catches SIGHUP or does not, one who reads, and one who sleeps in the foreground and catches SIGHUP",
 		Outcome: "the leader gets SIGHUP and wakes, and the reader wakes; the sleeper wakes where the leader dies",
@@ -79,6 +85,20 @@ func (b *builder) pty(master, slave int) {
 // write than there is room for.
 func (b *builder) onTerminal(fd int) []way {
 	return append(b.receiving(fd), way{"writer", func() { b.write(fd, arenaSize) }})
+}
+
+func buildPtyExclusive(b *builder, n int) {
+	one := when{deaths: []string{"server"}, oneOf: true}
+	b.trees(1, &node{
+		comm: Target, role: "server",
+		open: func() { b.pty(regIn, regOut) },
+		shut: func() { b.closeFD(regIn) },
+		children: []*node{{
+			role: "router", times: n, wakes: []when{one, one},
+			open: func() { b.closeFD(regOut) },
+			wait: func() { b.epollFor(regIn, unix.EPOLLIN|unix.EPOLLEXCLUSIVE) },
+		}},
+	})
 }
 
 // newSession makes the process the leader of a session whose terminal is slave.

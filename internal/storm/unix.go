@@ -27,6 +27,11 @@ var unixTopologies = []Topology{
 		Outcome: "every router wakes: its peer is gone",
 		build:   buildUnixDgram,
 	}, {
+		Name: "unix-dgram-elsewhere", Unit: "servers", Channel: "unix", Quiet: true,
+		Summary: "servers with a datagram from a router child that has no room to send more: for another router has not read the rest",
+		Outcome: "nobody wakes: what the server takes with it is too little",
+		build:   func(b *builder, n int) { b.trees(n, b.dgramsElsewhere()) },
+	}, {
 		Name: "unix-dgram-reader", Unit: "servers", Channel: "unix", Quiet: true,
 		Summary: "servers, each with a router child that reads from a pair of datagram sockets",
 		Outcome: "nobody wakes: a datagram socket whose peer is gone just stays silent",
@@ -81,6 +86,34 @@ func buildUnixDgram(b *builder, n int) {
 		})
 	}
 	b.trees(n, kinds...)
+}
+
+func (b *builder) dgramsElsewhere() *node {
+	receiver := func(fd int) {
+		b.socket(fd, unix.AF_UNIX, unix.SOCK_DGRAM)
+		b.autobind(fd)
+		b.name(fd)
+		b.connect(regIn)
+	}
+	return &node{
+		comm: Target, role: "server",
+		open: func() {
+			b.socket(regIn, unix.AF_UNIX, unix.SOCK_DGRAM)
+			b.smallBuffers(regIn)
+			receiver(regOut)
+			b.must(regTemp, unix.SYS_SENDTO, reg(regIn), imm(b.base()), imm(1), imm(0), imm(0), imm(0))
+			receiver(regOut2)
+		},
+		shut: func() { b.closeFD(regIn); b.closeFD(regOut2) },
+		children: []*node{{
+			role: "keeper",
+			open: func() { b.closeFD(regIn); b.closeFD(regOut) },
+		}, {
+			role: "sender", wakes: dies("keeper"),
+			open: func() { b.closeFD(regOut); b.closeFD(regOut2) },
+			wait: func() { b.sendMessage(regIn) },
+		}},
+	}
 }
 
 func buildUnixListener(b *builder, n int) {

@@ -20,8 +20,8 @@ type Wake struct {
 	// Deaths are pids; when the last of them dies the process wakes.
 	Deaths []int
 	Effect Effect
-	// Group is not 0 where the kernel wakes exactly one of those living
-	// members whose wakes have the same group, and which one is its own affair.
+	// Group is not 0 where the kernel wakes, for each such wake, one more of the
+	// living members whose wakes have the same group; which ones is its own affair.
 	Group int
 }
 
@@ -34,12 +34,18 @@ type wake struct {
 
 // Outcome says what the deaths of a set of members do to the others.
 type Outcome struct {
-	Woken   []Proc   // run user code
-	OneOf   [][]Proc // of each, exactly one runs user code
-	Stirred []Proc   // woken by the kernel, and run no user code
-	Killed  []Proc   // ended by a signal that the deaths bring about
+	Woken   []Proc  // run user code
+	SomeOf  []Share // of each, so many run user code
+	Stirred []Proc  // woken by the kernel, and run no user code
+	Killed  []Proc  // ended by a signal that the deaths bring about
 	// Indirect are those of the above that only the deaths of the killed reach.
 	Indirect []Proc
+}
+
+// Share is a group of members of whom some wake: at least one, and not all.
+type Share struct {
+	Members []Proc
+	Wakes   int
 }
 
 // After returns what happens when exactly the pids in dead die, in an order in
@@ -52,7 +58,7 @@ func (s *Storm) After(dead map[int]bool) Outcome {
 	first := slices.Clone(gone)
 	killed := s.killedBy(gone)
 	var out Outcome
-	groups := map[int][]Proc{}
+	groups := map[int]*Share{}
 	for i := range s.members {
 		if killed[i] {
 			out.Killed = append(out.Killed, s.proc(i))
@@ -63,7 +69,7 @@ func (s *Storm) After(dead map[int]bool) Outcome {
 		if gone[i] {
 			continue
 		}
-		group, runs, stirs := 0, false, false
+		group, calls, runs, stirs := 0, 0, false, false
 		for _, w := range s.members[i].wakes {
 			switch {
 			case !w.happens(gone) || w.effect == Dies:
@@ -71,6 +77,7 @@ func (s *Storm) After(dead map[int]bool) Outcome {
 				stirs = true
 			case w.group != 0:
 				group = w.group
+				calls++
 			default:
 				runs = true
 			}
@@ -79,16 +86,19 @@ func (s *Storm) After(dead map[int]bool) Outcome {
 		case runs:
 			out.Woken = append(out.Woken, s.proc(i))
 		case group != 0:
-			groups[group] = append(groups[group], s.proc(i))
+			if groups[group] == nil {
+				groups[group] = &Share{Wakes: calls}
+			}
+			groups[group].Members = append(groups[group].Members, s.proc(i))
 		case stirs:
 			out.Stirred = append(out.Stirred, s.proc(i))
 		}
 	}
-	for _, members := range groups {
-		if len(members) == 1 {
-			out.Woken = append(out.Woken, members[0])
+	for _, g := range groups {
+		if len(g.Members) <= g.Wakes {
+			out.Woken = append(out.Woken, g.Members...)
 		} else {
-			out.OneOf = append(out.OneOf, members)
+			out.SomeOf = append(out.SomeOf, *g)
 		}
 	}
 	return out

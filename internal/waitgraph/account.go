@@ -29,28 +29,14 @@ func (b *builder) account(src *Source, counted int64, end End, v view) {
 // snapshot explains: descriptors, polls, and system calls in flight.
 func (b *builder) explain(v view) {
 	b.explained = append(b.explained[:0], make([]int64, v.files.end-v.files.first)...)
-	plain := false
 	for _, s := range v.sleepers {
-		switch {
-		case s.via == ViaPoll && s.file >= 0:
+		if s.via == ViaPoll && s.file >= 0 {
 			b.explained[s.file-v.files.first]++
-		case s.via == ViaPlain:
-			plain = true
-			b.plain[s.process]++
 		}
 	}
 	for f := v.files.first; f < v.files.end; f++ {
 		entries := b.entriesOf(f)
-		n := b.distinct(entries)
-		if plain {
-			n += b.inFlight(f, entries)
-		}
-		b.explained[f-v.files.first] += n
-	}
-	if plain {
-		for _, s := range v.sleepers {
-			b.plain[s.process] = 0
-		}
+		b.explained[f-v.files.first] += b.distinct(entries) + b.inFlight(f, entries)
 	}
 }
 
@@ -75,9 +61,10 @@ func (b *builder) distinct(entries []entry) int64 {
 	return int64(len(keys))
 }
 
-// inFlight counts the references that blocked system calls hold on file f.
-// fdget() takes one only where the descriptor table has several users; which
-// of its files a sleeper is blocked on is not known, so each gets the benefit.
+// inFlight counts the references that blocked system calls may hold on file f.
+// fdget() takes one only where the descriptor table has several users; which of
+// its files a sleeper is in a call on is not known, so each gets the benefit: a
+// splice sleeps at one end, and a datagram's sender at its receiver's.
 func (b *builder) inFlight(f int32, entries []entry) int64 {
 	n := int64(0)
 	for _, e := range entries {

@@ -1,6 +1,9 @@
 package waitgraph
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+)
 
 // side is one of the events that an object can give: it happens when the last
 // file with this end goes.
@@ -56,7 +59,7 @@ func New(s *Snapshot) *Graph {
 	if s.Kin != nil {
 		newExits(b, s).all()
 	}
-	g.turns = b.turns
+	g.lines, g.turns = s.Lines, b.turns
 	g.Sources, g.holders, g.waiters = b.sources, b.holders, b.waiters
 	for i := range g.Sources {
 		g.Sources[i].Holders = g.holders.row(int32(i))
@@ -77,14 +80,16 @@ type builder struct {
 
 	sources          []Source
 	holders, waiters rows
-	turns            map[int32][]Turns
+	lines            [][]int32
+	turns            map[int32]turns
 
-	// Scratch. explained goes by file of the object explainedOf; plain counts its
-	// plain sleepers, by process; seen is the last file for which a process
-	// was counted, plus one.
+	plain []int32 // by process: threads that sleep plainly, wherever
+
+	// Scratch. explained goes by file of the object explainedOf; seen is the last
+	// file for which a process was counted, plus one.
 	explained   []int64
 	explainedOf int32 // object, plus one
-	plain, seen []int32
+	seen        []int32
 	keys        []uint64
 	gathered    []sleeper
 }
@@ -93,12 +98,18 @@ func newBuilder(s *Snapshot) *builder {
 	b := &builder{
 		descriptors: s.Descriptors,
 		objects:     s.Objects,
+		lines:       s.Lines,
 		alive:       make([]bool, len(s.Processes)),
 		plain:       make([]int32, len(s.Processes)),
 		seen:        make([]int32, len(s.Processes)),
 	}
 	for p := range s.Processes {
 		b.alive[p] = s.Processes[p].Alive()
+	}
+	for i := range s.Sleepers {
+		if s.Sleepers[i].Via == ViaPlain {
+			b.plain[s.Sleepers[i].Process]++
+		}
 	}
 	b.records.sort(s)
 
@@ -155,7 +166,7 @@ func (b *builder) side(o int32, obj *Object, v view, side side, deadly bool) {
 	if side.suffix != "" {
 		src.Name += side.suffix
 	}
-	b.takeTurns(sleepers, waiters)
+	b.takeTurns(sleepers)
 	b.add(src, holders, waiters)
 }
 
@@ -170,7 +181,11 @@ func (b *builder) woken(obj *Object, v view, deadly bool) []sleeper {
 		return v.sleepers
 	}
 	b.gathered = b.gathered[:0]
-	for _, to := range v.links {
+	links := v.links
+	if len(links) > 1 { // the two queues of a terminal are one object's
+		links = sortDistinct(slices.Clone(links))
+	}
+	for _, to := range links {
 		if b.objects[to].Deadly == deadly {
 			b.gathered = append(b.gathered, b.sleepersOf(to)...)
 		}
@@ -178,45 +193,38 @@ func (b *builder) woken(obj *Object, v view, deadly bool) []sleeper {
 	return b.gathered
 }
 
-// takeTurns notes which of the waiters of the next source take turns: those that
-// sleep nowhere else.
-func (b *builder) takeTurns(sleepers []sleeper, waiters []int32) {
-	if !slices.ContainsFunc(sleepers, func(s sleeper) bool { return s.turn != 0 }) {
+// takeTurns notes which lines the next source wakes, and who sleeps elsewhere.
+func (b *builder) takeTurns(sleepers []sleeper) {
+	if !slices.ContainsFunc(sleepers, func(s sleeper) bool { return s.line != 0 }) {
 		return
 	}
-	turn := make(map[int32]int32, len(waiters)) // by waiter; 0: wakes in any case
+	var t turns
+	at := make(map[int32]int) // line -> index in t.list
 	for _, s := range sleepers {
-		if t, seen := turn[s.process]; seen && t != s.turn {
-			turn[s.process] = 0
-		} else if !seen {
-			turn[s.process] = s.turn
-		}
-	}
-	var groups []Turns
-	at := make(map[int32]int)
-	for _, s := range sleepers {
-		t := turn[s.process]
-		if _, waits := slices.BinarySearch(waiters, s.process); t == 0 || !waits {
+		if s.line == 0 {
+			t.anyway = append(t.anyway, s.process)
 			continue
 		}
-		i, ok := at[t]
+		line := s.line - 1
+		i, ok := at[line]
 		if !ok {
-			i = len(groups)
-			at[t] = i
-			groups = append(groups, Turns{PassedOn: s.passedOn})
+			i = len(t.list)
+			at[line] = i
+			t.list = append(t.list, Turn{Line: line})
 		}
-		if !slices.Contains(groups[i].Waiters, s.process) {
-			groups[i].Waiters = append(groups[i].Waiters, s.process)
-		}
+		t.list[i].Wakes++
+		t.list[i].PassedOn = t.list[i].PassedOn || s.passedOn
 	}
-	groups = slices.DeleteFunc(groups, func(g Turns) bool { return len(g.Waiters) < 2 })
-	if len(groups) == 0 {
-		return
+	for i := range t.list { // each wake was listed with all of the line
+		n := len(b.lines[t.list[i].Line])
+		t.list[i].Wakes = (t.list[i].Wakes + n - 1) / n
 	}
+	slices.SortFunc(t.list, func(a, b Turn) int { return cmp.Compare(a.Line, b.Line) })
+	t.anyway = sortDistinct(t.anyway)
 	if b.turns == nil {
-		b.turns = make(map[int32][]Turns)
+		b.turns = make(map[int32]turns)
 	}
-	b.turns[int32(len(b.sources))] = groups
+	b.turns[int32(len(b.sources))] = t
 }
 
 // add appends a source whose holders and waiters are already written behind

@@ -147,6 +147,14 @@ func TestSources(t *testing.T) {
 			files:       []File{{End: EndWrite, Refs: 2}, {End: EndRead, Refs: 1}},
 			descriptors: []Descriptor{shared(0, 0, 0, 1), open(1, 1, 0)}, sleepers: []Sleeper{asleep(0, ViaEpoll), asleep(1, ViaPlain)},
 			want: []Source{short(accounted(w, []int32{0}, []int32{1}), 1, 2), accounted(r, []int32{1}, []int32{0})}},
+		{name: "so may one with a shared table that is blocked elsewhere, as in a splice", object: Object{Readers: 1, Writers: 1},
+			files:       []File{{End: EndWrite, Refs: 2}, {End: EndRead, Refs: 1}},
+			descriptors: []Descriptor{shared(0, 0, 0, 1), open(1, 1, 0)}, sleepers: []Sleeper{asleep(1, ViaPlain)},
+			change: func(s *Snapshot) {
+				s.Objects = append(s.Objects, Object{})
+				s.Sleepers = append(s.Sleepers, Sleeper{Object: 1, Process: 0, Via: ViaPlain, File: -1})
+			},
+			want: []Source{accounted(w, []int32{0}, []int32{1})}},
 		{name: "a table of its own needs no reference for a blocked write", object: Object{Readers: 1, Writers: 1},
 			files:       []File{{End: EndWrite, Refs: 2}, {End: EndRead, Refs: 1}},
 			descriptors: []Descriptor{open(0, 0, 1), open(1, 1, 0)}, sleepers: []Sleeper{asleep(0, ViaPlain), asleep(1, ViaPlain)},

@@ -45,7 +45,8 @@ type Graph struct {
 	holders, waiters rows // by source
 	held, waits      rows // by process
 
-	turns map[int32][]Turns // by source
+	lines [][]int32
+	turns map[int32]turns // by source
 
 	byPID  []int32 // visible processes, by pid, then start time
 	parent []int32 // by process, -1 where unknown
@@ -64,15 +65,37 @@ func (g *Graph) Holders(s int32) []int32 { return g.holders.row(s) }
 // Waiters is Sources[s].Waiters, without a visit to the Source itself.
 func (g *Graph) Waiters(s int32) []int32 { return g.waiters.row(s) }
 
-// Turns are waiters of one source of whom the kernel wakes only one: the first
-// that lives.
-type Turns struct {
-	Waiters  []int32 // in the order of their turns
-	PassedOn bool    // each wakes the next when it runs
+// Turn says how a source wakes those in a line.
+type Turn struct {
+	Line     int32
+	Wakes    int  // so many are woken: the first who live and still sleep
+	PassedOn bool // each wakes the next when it runs
 }
 
-// Turns lists the waiters of a source who take turns, if any do.
-func (g *Graph) Turns(s int32) []Turns { return g.turns[s] }
+// turns are what a source does to lines, and which of its waiters wake whoever
+// is first there: those that sleep elsewhere, too.
+type turns struct {
+	list   []Turn
+	anyway []int32 // ascending
+}
+
+// Turns lists the lines that a source wakes, by number.
+func (g *Graph) Turns(s int32) []Turn { return g.turns[s].list }
+
+// Line lists those who wait in a line, in the order of their turns, a process
+// once for each of its threads there.
+func (g *Graph) Line(l int32) []int32 { return g.lines[l] }
+
+// InLine reports whether waiter w of source s sleeps only in lines that s wakes,
+// so that it depends on those before it whether s wakes it.
+func (g *Graph) InLine(s, w int32) bool {
+	t, ok := g.turns[s]
+	if !ok {
+		return false
+	}
+	_, anyway := slices.BinarySearch(t.anyway, w)
+	return !anyway
+}
 
 // Conditions is the number of wait conditions: one for each waiter of each
 // source.

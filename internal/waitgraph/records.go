@@ -22,7 +22,7 @@ type records struct {
 
 // sleeper is a Sleeper of the object at hand; file is renumbered.
 type sleeper struct {
-	process, file, turn int32
+	process, file, line int32
 	via                 Via
 	passedOn            bool
 }
@@ -129,7 +129,7 @@ func (r *records) sortSleepers(s *Snapshot, number []int32) {
 	for i := range s.Sleepers {
 		from := &s.Sleepers[i]
 		at := &start[from.Object+1]
-		to := sleeper{from.Process, -1, from.Turn, from.Via, from.PassedOn}
+		to := sleeper{from.Process, -1, from.Line, from.Via, from.PassedOn}
 		if from.File >= 0 {
 			to.file = number[from.File]
 		}

@@ -102,6 +102,10 @@ type Process struct {
 	// nobody knows which.
 	AnyThread Signals
 
+	// HoldsUnseen is set where the process may hold open files that are in no
+	// descriptor table: it has an io_uring, or a socket with unread messages.
+	HoldsUnseen bool
+
 	KernelThread bool
 	// NamespaceInit is set for pid 1 of any pid namespace.
 	NamespaceInit bool
@@ -233,11 +237,11 @@ type Sleeper struct {
 	// select take one for each entry), or -1.
 	File int32
 
-	// Turn is not 0 where the kernel wakes only one of the object's sleepers
-	// with the same Turn: the first of them in Snapshot.Sleepers that lives.
-	// They share an epoll instance. PassedOn is set where each of them, once
-	// it runs, wakes the next: the event is one that stays.
-	Turn     int32
+	// Line is not 0 for one who sleeps in Snapshot.Lines[Line-1]: a wake goes to
+	// the first there who still sleeps. Everybody in the line is listed once for
+	// each wake that the object's end gives it. PassedOn is set where each of
+	// them, once it runs, wakes the next: the event is one that stays.
+	Line     int32
 	PassedOn bool
 }
 
@@ -320,8 +324,11 @@ type Snapshot struct {
 	Descriptors []Descriptor
 	Sleepers    []Sleeper
 	Links       []Link
-	Kin         []Kin // by process; nil where nothing is known of exits
-	Threads     []Thread
-	ChildWaits  []ChildWait
-	Incomplete  Incomplete
+	// Lines are those who wait for wakes that go to one each, as on an epoll
+	// instance: processes in the order of their turns, one for each thread.
+	Lines      [][]int32
+	Kin        []Kin // by process; nil where nothing is known of exits
+	Threads    []Thread
+	ChildWaits []ChildWait
+	Incomplete Incomplete
 }
