@@ -83,7 +83,7 @@ func (e *exits) all() {
 		if k.Foreground != 0 {
 			e.hangup(p, k.Foreground)
 		}
-		if proc.NamespaceInit && proc.Deadly.Has(proc.ParentDeathSignal) {
+		if proc.NamespaceInit && proc.Deadly.Has(proc.ParentDeathSignal) && e.visible(k.Parent) {
 			e.namespace(p)
 		}
 	}
@@ -259,6 +259,9 @@ func (e *exits) waitsFor(parent, child int32) bool {
 		return (w.Child < 0 || w.Child == child) && (w.PGID == 0 || w.PGID == e.processes[child].PGID)
 	})
 }
+
+// visible reports whether p can be killed at all, as far as its namespace goes.
+func (e *exits) visible(p int32) bool { return p >= 0 && e.processes[p].PID != 0 }
 
 // namespace adds what the end of an init does: SIGKILL to all in its pid namespace,
 // and in those below it (zap_pid_ns_processes). An init is never in a kill set, but
