@@ -90,9 +90,14 @@ func (b *builder) sharedByMany(n, servers int) *node {
 		shut: func() { closeWriteEnds(-1) },
 	}
 	var wakes []when
+	closeReadEnds := func() {
+		for i := range servers {
+			b.must(regTemp, unix.SYS_CLOSE, imm(manyPipes+2*i))
+		}
+	}
 	for i := range servers {
 		role := fmt.Sprintf("server %d", i)
-		root.children = append(root.children, &node{comm: Target, role: role, open: func() { closeWriteEnds(i) }})
+		root.children = append(root.children, &node{comm: Target, role: role, open: func() { closeWriteEnds(i); closeReadEnds() }})
 		wakes = append(wakes, when{deaths: []string{role}, oneOf: true})
 	}
 	root.children = append(root.children, &node{
