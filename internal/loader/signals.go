@@ -88,7 +88,7 @@ func (p *receiver) gets(s *waitgraph.Signals, sig int32, what uint8, t *taker, f
 	case sig == sigKILL:
 		s.Deadly = s.Deadly.With(sig)
 	case t.awaited.Has(sig):
-	case t.traced && p.threads[max(first, 0)].traced:
+	case t.traced && (first < 0 || p.threads[first].traced):
 		s.Trapped = s.Trapped.With(sig)
 	case !byDefault, ignoredByDefault(sig), p.drops(sig):
 	case stopsByDefault(sig):

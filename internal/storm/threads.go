@@ -41,7 +41,9 @@ var threadTopologies = []Topology{
 		needs:   needPidfdThread,
 		build:   buildPidfdThread,
 	}, {
-		Name: "parent-death-stopped", Unit: "servers", Channel: "parent-death", regroups: true,
+		// Who is traced stops for its tracer when its reader exits, and the reader wakes
+		// when it does.
+		Name: "parent-death-stopped", Unit: "servers", Channel: "parent-death", regroups: true, Mutual: true,
 		Summary: "servers, each with a router child that asked for a signal at its parent's death and does not simply sleep: it is stopped, traced by another router, or awaits a signal that would end it; others wait for what it holds",
 		Outcome: "SIGKILL ends who is stopped, SIGCONT has it go on, and who adopted it is told; the traced one stops, and its tracer is told; who awaits the signal gets it; the one that is stopped by another signal stays that",
 		needs:   needPtrace,

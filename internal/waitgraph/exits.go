@@ -23,6 +23,7 @@ type exits struct {
 	processes []Process
 	kin       []Kin
 	threads   []Thread
+	threadsOf map[int32][]int32 // by process: those of threads
 	queued    [][]ChildWait     // by process
 	init      map[int32]int32   // by namespace
 	groups    map[int32][]int32 // living members by process group
@@ -32,6 +33,10 @@ type exits struct {
 func newExits(b *builder, s *Snapshot) *exits {
 	e := &exits{builder: b, processes: s.Processes, kin: s.Kin, threads: s.Threads, init: map[int32]int32{},
 		groups: map[int32][]int32{}, queued: make([][]ChildWait, len(s.Processes))}
+	e.threadsOf = make(map[int32][]int32, len(s.Threads))
+	for i := range s.Threads {
+		e.threadsOf[s.Threads[i].Process] = append(e.threadsOf[s.Threads[i].Process], int32(i))
+	}
 	for _, w := range s.ChildWaits {
 		e.queued[w.Process] = append(e.queued[w.Process], w)
 	}
@@ -229,10 +234,26 @@ func (e *exits) tell(holders []int32, parent, child, sig int32, reaction *Signal
 	if e.waitsFor(parent, child) {
 		f.woken = append(f.woken, parent)
 	}
+	if sig == sigCHLD && e.processes[parent].SIGCHLD == SignalDefault && e.traces(child, parent) {
+		// exit_notify() has let go of the tracees by then, and nobody is left to show
+		// the signal to.
+		alone := *reaction
+		alone.Interruptible &^= alone.Trapped
+		alone.Trapped = 0
+		reaction = &alone
+	}
 	if sig != sigCHLD || e.processes[parent].SIGCHLD != SignalIgnored {
 		e.signal(f, parent, sig, reaction)
 	}
 	e.emit(ChannelChild, holders, f)
+}
+
+// traces reports whether p is the only tracer of threads of another process.
+func (e *exits) traces(p, other int32) bool {
+	if t := e.kin[other].Tracer; t >= 0 && t != p {
+		return false
+	}
+	return !slices.ContainsFunc(e.threadsOf[other], func(t int32) bool { return e.threads[t].Tracer >= 0 && e.threads[t].Tracer != p })
 }
 
 // notice is whom do_notify_parent_cldstop() wakes when it tells a parent or a
