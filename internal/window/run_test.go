@@ -98,17 +98,21 @@ func TestReusedPIDLives(t *testing.T) {
 	for _, engine := range engines() {
 		t.Run(engine.String(), func(t *testing.T) {
 			k := newKernel(t)
-			target, other := startIdle(t), startIdle(t)
-			all := processes(t, k)
-			var victims []waitgraph.Process
-			for _, p := range all {
-				if int(p.PID) == target.Process.Pid || int(p.PID) == other.Process.Pid {
-					victims = append(victims, p)
+			other := startIdle(t)
+			var all, victims []waitgraph.Process
+			var decoy *idle
+			for decoy == nil {
+				target := startIdle(t)
+				all, victims = processes(t, k), nil
+				for _, p := range all {
+					if int(p.PID) == target.Process.Pid || int(p.PID) == other.Process.Pid {
+						victims = append(victims, p)
+					}
 				}
+				must(t, target.Process.Kill())
+				target.Wait()
+				decoy = startAs(t, target.Process.Pid)
 			}
-			must(t, target.Process.Kill())
-			target.Wait()
-			decoy := startAs(t, target.Process.Pid)
 			out, err := Run(t.Context(), k, victims, options(engine, all))
 			must(t, err)
 			if dead(decoy.Process.Pid) {
@@ -127,7 +131,8 @@ func TestReusedPIDLives(t *testing.T) {
 	}
 }
 
-// startAs starts a process with a certain pid.
+// startAs starts a process with a certain pid, and returns nil where somebody else's
+// thread was born with it in the meantime.
 func startAs(t *testing.T, pid int) *idle {
 	t.Helper()
 	const last = "/proc/sys/kernel/ns_last_pid"
@@ -137,6 +142,10 @@ func startAs(t *testing.T, pid int) *idle {
 	var got *idle
 	eventually(t, fmt.Sprintf("a process with pid %d", pid), func() bool {
 		got.end()
+		if unix.Kill(pid, 0) == nil { // true of threads, too
+			got = nil
+			return true
+		}
 		must(t, os.WriteFile(last, []byte(fmt.Sprint(pid-1)), 0))
 		got = startIdle(t) // a thread that is born in between takes the pid
 		return got.Process.Pid == pid
