@@ -125,7 +125,7 @@ func killTopologies(t *testing.T, topologies []*storm.Topology, engine, corral s
 			members = len(s.Processes())
 		}
 	}
-	checkKill(t, o.report, members, mutual)
+	checkKill(t, o.report, members, mutual, len(storms) > 1)
 	w := o.report.Result.Window
 	if corral == corralOff && w.Corral.Threads != 0 {
 		t.Errorf("a corral that was not wanted: %+v", w.Corral)
@@ -140,7 +140,7 @@ func killTopologies(t *testing.T, topologies []*storm.Topology, engine, corral s
 	}
 }
 
-func checkKill(t *testing.T, r report.Report, members int, mutual bool) {
+func checkKill(t *testing.T, r report.Report, members int, mutual, together bool) {
 	t.Helper()
 	res := r.Result
 	if res == nil {
@@ -161,8 +161,12 @@ func checkKill(t *testing.T, r report.Report, members int, mutual bool) {
 	if mutual && len(r.Plan.Exposed) == 0 {
 		t.Error("nobody is exposed although processes wait on each other")
 	}
-	if len(r.Plan.Unaccounted) != 0 {
-		t.Errorf("unaccounted: %+v", r.Plan.Unaccounted)
+	for _, u := range r.Plan.Unaccounted {
+		// What is only in flight between survivors may be the kill set's as soon as one
+		// of that has unread messages of its own.
+		if u.Found != 0 || !together {
+			t.Errorf("unaccounted: %+v", u)
+		}
 	}
 	if res.WindowNS == 0 || res.ExitNS.Max == 0 || res.ExitNS.P50 > res.ExitNS.Max {
 		t.Errorf("nothing measured: window %d ns, exits %+v", res.WindowNS, res.ExitNS)
