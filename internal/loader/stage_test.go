@@ -40,11 +40,15 @@ func eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// asleepIn reports whether a thread sleeps in a system call.
-func asleepIn(pid, tid int, number uintptr) bool {
+// asleepIn reports whether a thread sleeps in a system call with those arguments first.
+func asleepIn(pid, tid int, number uintptr, args ...uintptr) bool {
 	dir := fmt.Sprintf("/proc/%d/task/%d/", pid, tid)
+	want := fmt.Sprintf("%d ", number)
+	for _, a := range args {
+		want += fmt.Sprintf("%#x ", a)
+	}
 	call, err := os.ReadFile(dir + "syscall")
-	if err != nil || !strings.HasPrefix(string(call), strconv.Itoa(int(number))+" ") {
+	if err != nil || !strings.HasPrefix(string(call), want) {
 		return false
 	}
 	stat, err := os.ReadFile(dir + "stat")
@@ -102,7 +106,7 @@ func sleepIn(t *testing.T, number uintptr, args ...uintptr) {
 		})
 	})
 	eventually(t, fmt.Sprintf("thread asleep in system call %d", number), func() bool {
-		return asleepIn(os.Getpid(), thread, number)
+		return asleepIn(os.Getpid(), thread, number, args...) // Go's own runtime sleeps in futex, too
 	})
 }
 
