@@ -7,14 +7,7 @@
 #ifndef BPFKILL_DRAGGED_H
 #define BPFKILL_DRAGGED_H
 
-#define SIGCHLD 17
-#define SIGCONT 18
-#define SIGURG 23
-#define SIGWINCH 28
-#define SIGNALS_MAX 64
-
-#define SIG_DFL ((void *)0)
-#define SIG_IGN ((void *)1)
+#include "signal.h"
 
 /* Signals that by default neither end nor stop anybody. */
 #define SIGNAL_BIT(sig) (1UL << ((sig)-1))
@@ -49,9 +42,7 @@ __u64 dragging = 0; /* set once anybody is */
 /* Whether nothing but its default is done about a signal. */
 static __always_inline bool signal_at_default(struct task_struct *task, __u32 sig)
 {
-	struct k_sigaction *slot = (void *)BPF_CORE_READ(task, sighand) +
-				   bpf_core_field_offset(struct sighand_struct, action) +
-				   (sig - 1) * bpf_core_type_size(struct k_sigaction);
+	struct k_sigaction *slot = signal_slot(BPF_CORE_READ(task, sighand), sig);
 
 	return BPF_CORE_READ(slot, sa.sa_handler) == SIG_DFL;
 }

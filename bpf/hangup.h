@@ -105,10 +105,17 @@ static __always_inline bool record_close(struct endpoints *own, struct closer *b
 	return !bpf_map_update_elem(&closed, &peer, by, BPF_ANY);
 }
 
-static __always_inline void record_hangup(struct closer *by)
+/* This CPU's. */
+static __always_inline struct hangup *last_hangup(void)
 {
 	__u32 zero = 0;
-	struct hangup *h = bpf_map_lookup_elem(&hangups, &zero);
+
+	return bpf_map_lookup_elem(&hangups, &zero);
+}
+
+static __always_inline void record_hangup(struct closer *by)
+{
+	struct hangup *h = last_hangup();
 
 	if (!h)
 		return;
@@ -122,16 +129,14 @@ static __always_inline void record_hangup(struct closer *by)
 
 static __always_inline bool noted(struct sock *sk, struct task_struct *task, __u32 state)
 {
-	__u32 zero = 0;
-	struct hangup *h = bpf_map_lookup_elem(&hangups, &zero);
+	struct hangup *h = last_hangup();
 
 	return h && h->sk == (__u64)sk && h->task == (__u64)task && h->state == state;
 }
 
 static __always_inline void note(struct sock *sk, struct task_struct *task, __u32 state)
 {
-	__u32 zero = 0;
-	struct hangup *h = bpf_map_lookup_elem(&hangups, &zero);
+	struct hangup *h = last_hangup();
 
 	if (!h)
 		return;
@@ -144,12 +149,11 @@ static __always_inline void note(struct sock *sk, struct task_struct *task, __u3
  * nobody that is dying. */
 static __always_inline struct closer *hung_up_by(void)
 {
-	__u32 zero = 0;
 	struct hangup *h;
 
 	if (!any_hangup)
 		return 0;
-	h = bpf_map_lookup_elem(&hangups, &zero);
+	h = last_hangup();
 	return h && h->at_ns && bpf_ktime_get_ns() - h->at_ns < HANGUP_NS ? &h->by : 0;
 }
 

@@ -9,6 +9,7 @@
 #include <bpf/bpf_core_read.h>
 #include <bpf/bpf_tracing.h>
 #include "record.h"
+#include "signal.h"
 #include "task.h"
 #include "waitqueue.h"
 #include "sockets.h"
@@ -16,11 +17,6 @@
 #include "locks.h"
 #include "walk.h"
 
-#define SIGHUP 1
-#define SIGCHLD 17
-#define SIGCONT 18
-#define SIGNALS 64
-#define SIG_IGN ((void *)1)
 #define SA_NOCLDSTOP 1
 #define SA_NOCLDWAIT 2
 #define PT_EXITKILL (1 << 23) /* PTRACE_O_EXITKILL, shifted by PT_OPT_FLAG_SHIFT */
@@ -165,12 +161,6 @@ static __always_inline void fill_ids(struct process_record *r, struct task_struc
 		r->flags |= PROCESS_NS_INIT;
 }
 
-static __always_inline struct k_sigaction *signal_slot(struct sighand_struct *sighand, __u32 sig)
-{
-	return (void *)sighand + bpf_core_field_offset(struct sighand_struct, action) +
-	       (sig - 1) * bpf_core_type_size(struct k_sigaction);
-}
-
 static __always_inline __u8 signal_action(struct sighand_struct *sighand, __u32 sig)
 {
 	void *handler = BPF_CORE_READ(signal_slot(sighand, sig), sa.sa_handler);
@@ -198,7 +188,7 @@ static __always_inline void fill_signals(struct process_record *r, struct task_s
 	if (flags & SA_NOCLDSTOP)
 		r->sigchld |= SIGNAL_NOCLDSTOP;
 	r->pdeath_signal = task->pdeath_signal;
-	if (r->pdeath_signal > 0 && r->pdeath_signal <= SIGNALS)
+	if (r->pdeath_signal > 0 && r->pdeath_signal <= SIGNALS_MAX)
 		r->sigpdeath = signal_action(sighand, r->pdeath_signal);
 }
 
@@ -228,7 +218,7 @@ static __always_inline void fill_exit_signal(struct process_record *r, struct ta
 	if (sig > 0 && sig != SIGCHLD && task->parent_exec_id != parent->self_exec_id)
 		sig = SIGCHLD;
 	r->exit_signal = sig;
-	if (sig > 0 && sig != SIGCHLD && sig <= SIGNALS)
+	if (sig > 0 && sig != SIGCHLD && sig <= SIGNALS_MAX)
 		r->sigexit = signal_action(BPF_CORE_READ(parent, sighand), sig);
 }
 
