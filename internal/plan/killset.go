@@ -208,6 +208,9 @@ func (k *killSet) join(p, s int32) {
 	}
 }
 
+// dies reports whether the kill ends p: as one of the set, or outside of it.
+func (k *killSet) dies(p int32) bool { return k.in[p] || k.lost != nil && k.lost[p] }
+
 // naive counts who would wake if only the targets died, and their swapped-out
 // bytes. It is called before close, when the set is the targets.
 func (k *killSet) naive() (wakes int, swap uint64) {

@@ -81,7 +81,7 @@ func (k *killSet) mayHide(s int32) bool {
 	if k.hides == unknown {
 		k.hides = no
 		for p := range k.in {
-			if (k.in[p] || k.lost != nil && k.lost[p]) && k.g.Processes[p].HoldsUnseen {
+			if k.dies(int32(p)) && k.g.Processes[p].HoldsUnseen {
 				k.hides = yes
 				break
 			}

@@ -89,6 +89,6 @@ func (t *turns) deal(events []event, asleep []int32) {
 // sleepers are those in a line whom the kill does not end.
 func (k *killSet) sleepers(line int32) []int32 {
 	return slices.DeleteFunc(slices.Clone(k.g.Line(line)), func(p int32) bool {
-		return k.in[p] || k.lost != nil && k.lost[p] || !k.g.Processes[p].Alive()
+		return k.dies(p) || !k.g.Processes[p].Alive()
 	})
 }
