@@ -246,12 +246,16 @@ func (c *corral) restore(i int) (err error) {
 	}
 }
 
-// open gives every thread back the CPUs that it had, so that exits run on all of
-// them. The killer leaves first, where it can: they begin at once.
-func (c *corral) open() error {
+// leave takes the killer to another CPU, where it can: exits begin at once.
+func (c *corral) leave() {
 	if elsewhere := c.own.Without(c.cpu); elsewhere != (affinity.Set{}) {
 		affinity.Apply(0, &elsewhere)
 	}
+}
+
+// open gives every thread back the CPUs that it had, so that exits run on all of
+// them, and the killer, too.
+func (c *corral) open() error {
 	var first error
 	// The last is the last in the queue of its CPU.
 	for i := len(c.threads) - 1; i >= 0; i-- {

@@ -17,8 +17,9 @@ const fifoPriority = 1
 
 // stance is what the killer has changed about itself, to be undone.
 type stance struct {
-	undo []func()
-	warn func(string)
+	undo   []func()
+	policy *unix.SchedAttr // before promote; nil if it is as before
+	warn   func(string)
 }
 
 func (s *stance) note(what string, err error) {
@@ -30,6 +31,7 @@ func (s *stance) note(what string, err error) {
 // lower undoes everything in reverse order. If the process dies instead,
 // everything dies with it.
 func (s *stance) lower() {
+	s.demote()
 	for i := len(s.undo) - 1; i >= 0; i-- {
 		s.undo[i]()
 	}
@@ -87,11 +89,17 @@ func (s *stance) promote(priority uint32) bool {
 		s.note("the window may be longer: SCHED_FIFO (needs CAP_SYS_NICE)", err)
 		return false
 	}
-	s.undo = append(s.undo, func() {
-		old.Flags = 0
-		s.note("restore scheduling policy", unix.SchedSetAttr(0, old, 0))
-	})
+	old.Flags = 0
+	s.policy = old
 	return true
+}
+
+// demote undoes promote, if it is not undone yet.
+func (s *stance) demote() {
+	if s.policy != nil {
+		s.note("restore scheduling policy", unix.SchedSetAttr(0, s.policy, 0))
+		s.policy = nil
+	}
 }
 
 // touchProgram brings in every page of the program file that is mapped, so that

@@ -19,9 +19,10 @@ import (
 )
 
 const (
-	// fifoLimit is how long the killer may have a processor to itself in all: the
-	// kernel takes it away after 950 ms (kernel.sched_rt_runtime_us).
-	fifoLimit = 600 * time.Millisecond
+	// fifoLimit is how long the killer may have a processor to itself, up to the end
+	// of the early reap: the kernel takes it away after 950 ms
+	// (kernel.sched_rt_runtime_us).
+	fifoLimit = 800 * time.Millisecond
 	// sharedLimit bounds the look at memory maps, which takes a second for thousands
 	// of processes, and longer on a machine that is busy.
 	sharedLimit = 5 * time.Second
@@ -41,10 +42,14 @@ type Reap struct {
 // process_mrelease(2), Linux 5.15. The killer and threads on other CPUs do it
 // together. The call sleeps where the process holds the lock of its own memory
 // map: then the killer must not make it, others would run on its processor.
+//
+// Each process that is left costs a page, whatever its size: the smallest come
+// first.
 type reaper struct {
-	fds     []int // pidfds: those that slept, who has most on swap first; then the rest
+	fds     []int // pidfds: those that slept, who has least on swap first; then the rest
 	asleep  int   // how many slept
-	helpers int
+	helpers []int // their thread ids
+	early   int   // how many of them begin with the killer; the others when it waits for them
 	working sync.WaitGroup
 	start   int // eventfd
 	cpus    affinity.Set
@@ -87,7 +92,7 @@ func (r *run) prepareReap() (*reaper, error) {
 	}
 	slices.SortStableFunc(swapped, func(a, b *waitgraph.Process) int {
 		a1, b1 := a.KernelIdentity(), b.KernelIdentity()
-		return cmp.Or(cmp.Compare(awake[a1], awake[b1]), cmp.Compare(r.swapped[b1], r.swapped[a1]))
+		return cmp.Or(cmp.Compare(awake[a1], awake[b1]), cmp.Compare(r.swapped[a1], r.swapped[b1]))
 	})
 	for _, victim := range swapped {
 		k := victim.KernelIdentity()
@@ -125,44 +130,53 @@ func (r *run) sharedMemory(swapped []*waitgraph.Process, threads []affinity.Thre
 // ready starts the helpers, on every CPU of the killer's own but one. On a machine
 // with one the killer does it all. The memory is locked, so that they take no page
 // faults either.
+//
+// One CPU is left to others for as long as the killer has work itself: whoever wakes
+// on the corral's is put there, and only there if it is idle.
 func (p *reaper) ready(own affinity.Set, corralCPU int) error {
 	p.cpus = own.Without(corralCPU)
-	helpers := min(p.cpus.Count(), reapers, len(p.fds))
-	if helpers == 0 {
+	n := min(p.cpus.Count(), reapers, len(p.fds))
+	if n == 0 {
 		return nil
 	}
+	p.early = min(n, p.cpus.Count()-1)
 	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_SEMAPHORE)
 	if err != nil {
 		return fmt.Errorf("eventfd: %w", err)
 	}
 	p.start = fd
 	// Each helper needs one of the Go runtime's processors beside the killer's.
-	if p.procs = runtime.GOMAXPROCS(0); p.procs < helpers+2 {
-		runtime.GOMAXPROCS(helpers + 2)
+	if p.procs = runtime.GOMAXPROCS(0); p.procs < n+2 {
+		runtime.GOMAXPROCS(n + 2)
 	}
-	p.working.Add(helpers)
-	started := make(chan bool)
-	for range helpers {
+	p.working.Add(n)
+	started := make(chan int)
+	for range n {
 		go p.help(started)
 	}
-	for range helpers {
-		if <-started {
-			p.helpers++
+	for range n {
+		if tid := <-started; tid != 0 {
+			p.helpers = append(p.helpers, tid)
 		}
 	}
 	return nil
 }
 
-// help is one helper. It is favoured, but not SCHED_FIFO: no target is where it
-// runs, and others must get on. Its thread ends with it.
-func (p *reaper) help(started chan<- bool) {
+// help is one helper, and tells its thread id, 0 if it cannot help. Its thread ends
+// with it.
+//
+// No target is where it runs, but others are, and those whom the killer keeps from
+// the corral's CPU. It is SCHED_IDLE: the kernel takes its CPU for an idle one when
+// it looks for a place for others, and preempts it for them.
+func (p *reaper) help(started chan<- int) {
 	defer p.working.Done()
 	runtime.LockOSThread()
-	ok := affinity.Apply(0, &p.cpus) == 0 && unix.Setpriority(unix.PRIO_PROCESS, unix.Gettid(), -20) == nil
-	started <- ok
-	if !ok {
+	idle := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}
+	if affinity.Apply(0, &p.cpus) != 0 || unix.SchedSetAttr(0, &idle, 0) != nil {
+		started <- 0
 		return
 	}
+	started <- unix.Gettid()
 	var one [8]byte
 	for {
 		if _, err := unix.Read(p.start, one[:]); err != unix.EINTR {
@@ -200,23 +214,42 @@ func (p *reaper) run(deadline uint64) {
 	if len(p.fds) == 0 {
 		return
 	}
-	if p.helpers == 0 {
+	if len(p.helpers) == 0 {
 		p.work(uint32(len(p.fds)), deadline)
 		return
 	}
-	p.wake()
+	p.wake(p.early)
 	p.work(uint32(p.asleep), deadline)
+	p.favour()
 	for atomic.LoadUint32(&p.done) < uint32(len(p.fds)) && clock() < deadline {
 	}
 	atomic.StoreUint32(&p.stop, 1)
 }
 
-// wake lets the helpers go.
+// favour has all helpers work, before all ordinary threads: the killer waits for
+// them.
 //
 //go:nosplit
-func (p *reaper) wake() {
-	n := uint64(p.helpers)
-	unix.RawSyscall(unix.SYS_WRITE, uintptr(p.start), uintptr(unsafe.Pointer(&n)), 8)
+func (p *reaper) favour() {
+	if atomic.LoadUint32(&p.done) == uint32(len(p.fds)) {
+		return
+	}
+	for _, tid := range p.helpers {
+		unix.RawSyscall(unix.SYS_SCHED_SETATTR, uintptr(tid), uintptr(unsafe.Pointer(&favoured)), 0)
+	}
+	p.wake(len(p.helpers) - p.early)
+}
+
+var favoured = unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Nice: -20}
+
+// wake lets n helpers go.
+//
+//go:nosplit
+func (p *reaper) wake(n int) {
+	if n > 0 {
+		count := uint64(n)
+		unix.RawSyscall(unix.SYS_WRITE, uintptr(p.start), uintptr(unsafe.Pointer(&count)), 8)
+	}
 }
 
 // end ends the helpers and returns what was done. One that hangs in the kernel is
@@ -224,7 +257,7 @@ func (p *reaper) wake() {
 func (p *reaper) end() Reap {
 	atomic.StoreUint32(&p.stop, 1)
 	if p.start >= 0 {
-		p.wake() // once too often does no harm
+		p.wake(len(p.helpers)) // once too often does no harm
 		runtime.GOMAXPROCS(p.procs)
 		go func() {
 			p.working.Wait()

@@ -144,7 +144,7 @@ func TestDyingReadsNothingFromSwap(t *testing.T) {
 	})
 }
 
-// TestReaperIsPrepared: those asleep first, largest first, and nobody who must not be reaped.
+// TestReaperIsPrepared: those asleep first, smallest first, and nobody who must not be reaped.
 func TestReaperIsPrepared(t *testing.T) {
 	nstest.Require(t)
 	if err := loader.HaveReap(); err != nil {
@@ -173,7 +173,7 @@ func TestReaperIsPrepared(t *testing.T) {
 	p, err := r.prepareReap()
 	must(t, err)
 	fd := func(i int) int { n, _ := r.pidfds.get(&victims[i]); return n }
-	if want := []int{fd(2), fd(0), fd(4)}; !slices.Equal(p.fds, want) || p.asleep != 2 {
+	if want := []int{fd(0), fd(2), fd(4)}; !slices.Equal(p.fds, want) || p.asleep != 2 {
 		t.Errorf("to be reaped: %v, %d of them asleep; want %v, 2 of them asleep", p.fds, p.asleep, want)
 	}
 	if p.out.Swapped != 4 || len(p.out.LeftOut) != 1 || p.out.LeftOut[0].Err != shared {
@@ -189,7 +189,7 @@ func TestReaperIsPrepared(t *testing.T) {
 // time, nor for helpers that do not come.
 func TestReaperKeepsTime(t *testing.T) {
 	nstest.Require(t)
-	p := &reaper{fds: []int{-1, -1, -1}, helpers: 1, start: -1} // nobody answers
+	p := &reaper{fds: []int{-1, -1, -1}, helpers: []int{-1}, start: -1} // nobody answers
 	deadline := clock() + uint64(20*time.Millisecond)
 	p.run(deadline)
 	if now := clock(); now < deadline || p.reaped != 0 {
@@ -204,4 +204,36 @@ func TestReaperKeepsTime(t *testing.T) {
 	if p.done != 1 || p.reaped != 0 {
 		t.Errorf("%d done, %d reaped of one descriptor that is none", p.done, p.reaped)
 	}
+}
+
+// TestHelpersGiveWay: helpers let everybody run until the killer waits for them.
+func TestHelpersGiveWay(t *testing.T) {
+	nstest.Require(t)
+	allCPUs(t)
+	own, err := affinity.Get(0)
+	must(t, err)
+	cpu, err := affinity.CPU()
+	must(t, err)
+	p := &reaper{fds: []int{-1, -1, -1}, start: -1}
+	must(t, p.ready(own, cpu))
+	defer p.end()
+	if want := min(own.Count()-1, len(p.fds)); len(p.helpers) != want {
+		t.Fatalf("%d helpers on %d CPUs, want %d", len(p.helpers), own.Count(), want)
+	}
+	check := func(policy uint32, nice int32) {
+		t.Helper()
+		for _, tid := range p.helpers {
+			attr, err := unix.SchedGetAttr(tid, 0)
+			must(t, err)
+			if attr.Policy != policy || attr.Nice != nice {
+				t.Errorf("helper %d has policy %d and nice %d, want %d and %d", tid, attr.Policy, attr.Nice, policy, nice)
+			}
+			if where, err := affinity.Get(tid); err != nil || where.Has(cpu) {
+				t.Errorf("helper %d may run where the killer does: %v", tid, err)
+			}
+		}
+	}
+	check(unix.SCHED_IDLE, 0)
+	p.favour()
+	check(unix.SCHED_NORMAL, -20)
 }

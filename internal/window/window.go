@@ -293,6 +293,9 @@ func (r *run) window() (opened bool, err error) {
 	released := clock()
 	r.out.Window.Corral = r.corral.outcome(r.victims)
 	if r.corral != nil {
+		// Wherever it goes there are others, and opening takes time.
+		r.corral.leave()
+		stance.demote()
 		stance.note("open the corral", r.corral.open())
 	}
 	r.measured(shot, began, released, clock())
