@@ -43,6 +43,9 @@ type vm struct {
 	copyTo    io.Writer     // gets the console as it comes; may be nil
 	swapDisk  string        // image of the guest's only disk; empty for none
 	cpus      int           // 0 for two
+	// counting is the emulator of a guest whose clock counts instructions; nil for
+	// one whose clock is the emulating machine's.
+	counting *Emulator
 	// parameters are further ones for the kernel.
 	parameters []string
 }
@@ -80,8 +83,12 @@ func (v *vm) boot(ctx context.Context) (run, error) {
 	}
 	console := newConsole(nonce)
 	var stderr bytes.Buffer
-	cmd := exec.Command(v.arch.QEMU, arguments(
-		machineOf(v.arch), cpus(cmp.Or(v.cpus, 2)), memoryMiB(v.memoryMiB), bare(), serial(v.arch),
+	command := v.arch.QEMU
+	if v.counting != nil {
+		command = v.counting.Command
+	}
+	cmd := exec.Command(command, arguments(
+		machineOf(v.arch), countInstructions(v.counting), cpus(cmp.Or(v.cpus, 2)), memoryMiB(v.memoryMiB), bare(), serial(v.arch),
 		endOnPanic(), marked(), emulated(), swapDisk(v.swapDisk), parameters(v.parameters...), extra(), direct(v.kernel, v.initramfs, nonce))...)
 	cmd.Stdout, cmd.Stderr = console, &stderr
 	if v.copyTo != nil {
@@ -92,7 +99,7 @@ func (v *vm) boot(ctx context.Context) (run, error) {
 	begin := time.Now()
 	exited, err := startOnItsThread(cmd)
 	if err != nil {
-		return run{}, fmt.Errorf("start %s: %w; VMTEST_ARCH=%s make setup installs it", v.arch.QEMU, err, v.arch.Name)
+		return run{}, fmt.Errorf("start %s: %w; VMTEST_ARCH=%s make setup installs it", command, err, v.arch.Name)
 	}
 	why := v.watch(ctx, console, exited)
 	_ = cmd.Process.Kill()

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,7 +26,9 @@ type incidentSettings struct {
 	routerMiB  int
 	memoryMiB  int
 	cpus       int
-	results    string // file that results are added to, one JSON object a line; empty for none
+	jobs       int
+	counting   *Emulator // nil: the guests' clock is the machine's, which they must not share
+	results    string    // file that results are added to, one JSON object a line; empty for none
 }
 
 const incidentSwapMiB = 6 << 10 // sparse
@@ -57,6 +60,15 @@ func TestIncident(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if os.Getenv("VMTEST_ACCEL") == "" {
+		if set.counting, err = cache.Emulator(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if set.jobs, err = jobs(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	places := make(chan struct{}, max(1, set.jobs))
 	kernels, err := Select(cmp.Or(os.Getenv("INCIDENT_KERNELS"), "6.12"))
 	if err != nil {
 		t.Fatal(err)
@@ -73,6 +85,9 @@ func TestIncident(t *testing.T) {
 		for run := range set.runs {
 			for _, name := range set.strategies {
 				t.Run(fmt.Sprintf("%s/%s/%d", k.Series, name, run+1), func(t *testing.T) {
+					t.Parallel()
+					places <- struct{}{}
+					defer func() { <-places }()
 					result := stageIncident(t, set, arch, k, initramfs, name)
 					result.Run = run + 1
 					set.keep(t, result)
@@ -109,13 +124,13 @@ func stageIncident(t *testing.T, set *incidentSettings, arch Arch, k Kernel, ini
 	guest := vm{
 		arch: arch, kernel: k.Image, initramfs: initramfs, memoryMiB: set.memoryMiB,
 		limit: incidentProgram.timeout, silence: 3 * time.Minute,
-		cpus: set.cpus,
+		cpus: set.cpus, counting: set.counting,
 		// Programs are in memory that is not paged out: reading them from a disk is
 		// what every way of killing has to do, and not what is measured.
 		parameters: []string{staging.String(), "psi=1", "rootfstype=ramfs"},
 	}
 	if dir := os.Getenv("VMTEST_CONSOLE"); dir != "" {
-		file, err := os.Create(filepath.Join(dir, "incident-"+k.Series+"-"+strategy+".log"))
+		file, err := os.Create(filepath.Join(dir, strings.ReplaceAll(strings.TrimPrefix(t.Name(), "Test"), "/", "-")+".log"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -163,12 +178,16 @@ func withoutResults(console string) string {
 	return b.String()
 }
 
+var keeping sync.Mutex
+
 // keep adds a result to the file of results.
 func (set *incidentSettings) keep(t *testing.T, r *incident.Result) {
 	t.Helper()
 	if set.results == "" {
 		return
 	}
+	keeping.Lock()
+	defer keeping.Unlock()
 	b, err := json.Marshal(r)
 	if err != nil {
 		t.Fatal(err)

@@ -33,6 +33,20 @@ func machineOf(a Arch) arg {
 	return arg{qemu: []string{"-machine", a.Machine, "-accel", accel, "-cpu", a.CPU}}
 }
 
+// countInstructions gives the guest a clock that goes on by a nanosecond for each
+// instruction, and with the emulating machine's while no processor has anything to
+// do. All of its processors share the thousand million of each second.
+func countInstructions(e *Emulator) arg {
+	if e == nil {
+		return arg{}
+	}
+	a := arg{qemu: []string{"-icount", "shift=0,sleep=on"}}
+	for _, dir := range e.Data {
+		a.qemu = append(a.qemu, "-L", dir)
+	}
+	return a
+}
+
 // cpus and memory size the guest.
 func cpus(n int) arg      { return arg{qemu: []string{"-smp", strconv.Itoa(n)}} }
 func memoryMiB(n int) arg { return arg{qemu: []string{"-m", strconv.Itoa(n)}} }

@@ -251,13 +251,23 @@ func readSettings() (*settings, error) {
 	for i := range set.packages {
 		set.packages[i].args = append(slices.Clone(set.packages[i].args), strings.Fields(os.Getenv("VMTEST_ARGS"))...)
 	}
-	set.jobs = max(1, min(2, runtime.NumCPU()))
-	if text := os.Getenv("VMTEST_JOBS"); text != "" {
-		if set.jobs, err = strconv.Atoi(text); err != nil || set.jobs < 1 {
-			return nil, fmt.Errorf("VMTEST_JOBS=%q: want how many machines to run at a time", text)
-		}
+	if set.jobs, err = jobs(); err != nil {
+		return nil, err
 	}
 	return set, nil
+}
+
+// jobs is how many machines run at a time.
+func jobs() (int, error) {
+	text := os.Getenv("VMTEST_JOBS")
+	if text == "" {
+		return max(1, min(2, runtime.NumCPU())), nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		return 0, fmt.Errorf("VMTEST_JOBS=%q: want how many machines to run at a time", text)
+	}
+	return n, nil
 }
 
 // faultPackages are the packages that notice a disabled tripwire, with only

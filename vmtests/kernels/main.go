@@ -1,5 +1,6 @@
 // Command kernels fetches the Debian cloud kernels that the VM tests boot and
-// prints their exact versions. Nothing is installed: packages are unpacked
+// prints their exact versions, and a QEMU for machines whose clock counts
+// instructions, if the machine's own is too old for that. Nothing is installed: packages are unpacked
 // into the cache directory ($VMTEST_CACHE, else bpfkill/kernels under the
 // user's cache directory).
 package main
@@ -69,5 +70,15 @@ func run(args []string) error {
 		}
 		fmt.Printf("%-8s %s\n", how, kernel)
 	}
+	emulator, err := cache.Emulator(ctx)
+	how := "present"
+	if errors.Is(err, vmtests.ErrNotCached) || *update && err == nil && emulator.Data != nil {
+		how = "fetched"
+		emulator, err = cache.FetchEmulator(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("an emulator that counts instructions: %w", err)
+	}
+	fmt.Printf("%-8s %s\n", how, emulator)
 	return nil
 }
