@@ -1,9 +1,11 @@
 package window
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -320,13 +322,13 @@ func (k dying) DeliveryErrors() ([]error, error)        { k.step(); return k.bpf
 func (k dying) Switches() (window, reap uint64)         { k.step(); return k.bpf.Switches() }
 func (k dying) Disarm() error                           { k.step(); return k.bpf.Disarm() }
 
-// dyingKiller is the killer of TestGuardian: it kills two process groups with an
-// engine, and dies at a step.
+// dyingKiller is the killer of TestGuardian: it kills with an engine the two process
+// groups that it reads, and dies at a step. It reads when it is ready: what is staged
+// while it loads its programs makes that take ten times as long.
 func dyingKiller(args string) error {
 	var engine Engine
 	var calls int
-	var groups [2]int32
-	if _, err := fmt.Sscan(args, &engine, &calls, &groups[0], &groups[1]); err != nil {
+	if _, err := fmt.Sscan(args, &engine, &calls); err != nil {
 		return err
 	}
 	if err := loader.Prepare(); err != nil {
@@ -338,6 +340,11 @@ func dyingKiller(args string) error {
 	}
 	e, err := loader.NewExecutor(loader.ExecutorOptions{Batch: engine == EngineBatch})
 	if err != nil {
+		return err
+	}
+	fmt.Println("ready")
+	var groups [2]int32
+	if _, err := fmt.Scan(&groups[0], &groups[1]); err != nil {
 		return err
 	}
 	all, err := s.Processes()
@@ -366,11 +373,9 @@ func TestGuardian(t *testing.T) {
 				stride = 3 // an emulated machine takes seconds for each
 			}
 			for step := 0; ; step += stride {
+				killer := startDyingKiller(t, engine, step)
 				sleepers, forkers := stage(t, "smtp", 10), stage(t, "forker", 2)
-				groups := []int{group(t, sleepers.Processes()[0].PID), group(t, forkers.Processes()[0].PID)}
-				cmd := exec.Command("/proc/self/exe")
-				cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %d %d %d", dieVariable, engine, step, groups[0], groups[1]))
-				out, err := cmd.CombinedOutput()
+				out, err := killer(group(t, sleepers.Processes()[0].PID), group(t, forkers.Processes()[0].PID))
 				requireNoTrace(t)
 				must(t, errors.Join(sleepers.Stop(), forkers.Stop()))
 				if err == nil {
@@ -384,6 +389,36 @@ func TestGuardian(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// startDyingKiller returns, when it is ready, what has it kill two groups and waits
+// for its end.
+func startDyingKiller(t *testing.T, engine Engine, step int) func(groups ...int) (said string, err error) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %d", dieVariable, engine, step))
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	cmd.Stderr = cmd.Stdout
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		cmd.Process.Kill() // it may be dead, and reaped
+		cmd.Wait()
+	})
+	said := bufio.NewReader(out)
+	if line, err := said.ReadString('\n'); line != "ready\n" {
+		rest, _ := io.ReadAll(said)
+		t.Fatalf("step %d: the killer says %q, %v", step, line+string(rest), err)
+	}
+	return func(groups ...int) (string, error) {
+		if _, err := fmt.Fprintln(in, groups[0], groups[1]); err != nil {
+			return "", err
+		}
+		rest, err := io.ReadAll(said)
+		return string(rest), errors.Join(err, cmd.Wait())
 	}
 }
 
