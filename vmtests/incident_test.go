@@ -161,6 +161,9 @@ func stageIncident(t *testing.T, set *incidentSettings, arch Arch, k Kernel, ini
 	for _, problem := range judge(booted.verdict, []testPackage{incidentProgram}, false) {
 		t.Errorf("%s; the end of its console:\n%s", problem, tail(withoutResults(booted.console), 40))
 	}
+	if set.counting != nil {
+		result.Clock = incident.InstructionClock
+	}
 	result.Date = begin.UTC().Format(time.DateOnly)
 	t.Logf("Linux %s, %s: %d pages swapped in (%d major faults by the woken, %d by the dying), %d ran, heartbeat gap %.0f ms at %.0f ms (quiet %.0f), gone after %.0f ms, calm after %.0f ms, PSI full %d ms; boot to verdict %.0f s",
 		result.Kernel, strategy, result.SwapInPages, result.FaultsWoken, result.FaultsDying, result.RanUserCode,

@@ -14,6 +14,7 @@ import (
 const someResults = `{"strategy":"bpfkill","kernel":"6.12.1","arch":"amd64","cpus":1,"date":"2026-11-25","run":1,"memory_bytes":500000000,"page_bytes":4096,"servers":3,"routers":3,"router_bytes":8388608,"swap_in_pages":0,"heartbeat_gap_ms":20}
 {"strategy":"servers","kernel":"6.12.1","arch":"amd64","cpus":1,"date":"2026-11-25","run":1,"memory_bytes":500000000,"page_bytes":4096,"servers":3,"routers":3,"router_bytes":8388608,"swap_in_pages":6150,"heartbeat_gap_ms":900,"samples":[{"ms":0,"pages":0},{"ms":500,"pages":6150}]}
 {"strategy":"servers","kernel":"6.12.1","arch":"amd64","cpus":1,"date":"2026-11-26","run":2,"memory_bytes":500000000,"page_bytes":4096,"servers":3,"routers":3,"router_bytes":8388608,"swap_in_pages":6144,"heartbeat_gap_ms":700}
+{"strategy":"servers","kernel":"6.1.9","arch":"amd64","clock":"instructions","cpus":1,"date":"2026-11-26","run":1,"memory_bytes":500000000,"page_bytes":4096,"servers":3,"routers":3,"router_bytes":8388608,"swap_in_pages":6144,"heartbeat_gap_ms":700}
 `
 
 func TestPlot(t *testing.T) {
@@ -26,7 +27,7 @@ func TestPlot(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	args := []string{"plot", "--results", results, "--document", document, "--picture", filepath.Join(dir, "p")}
+	args := []string{"plot", "--results", results, "--document", document, "--picture", filepath.Join(dir, "p"), "--kernel", "6.12"}
 	if err := run(args, nil, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -35,12 +36,16 @@ func TestPlot(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
-		"before\n", "after\n", "Linux 6.12.1, amd64, 1 processor", "2026-11-25 to 2026-11-26",
+		"before\n", "after\n", "Linux 6.12.1, amd64, 1 processor, the emulating machine's clock", "2026-11-25 to 2026-11-26",
 		"| `bpfkill` | 1 | 0 |", "| `kill -9, servers only` | 2 | 6147 (6144–6150) |",
 	} {
 		if !bytes.Contains(text, []byte(want)) {
 			t.Errorf("the document lacks %q:\n%s", want, text)
 		}
+	}
+	older, newer := bytes.Index(text, []byte("Linux 6.1.9, amd64, 1 processor, a nanosecond for each instruction")), bytes.Index(text, []byte("Linux 6.12.1"))
+	if older < 0 || older > newer {
+		t.Errorf("the older kernel does not come first:\n%s", text)
 	}
 	if bytes.Contains(text, []byte("old")) {
 		t.Error("the old tables are still there")

@@ -10,6 +10,9 @@ import (
 	"strings"
 )
 
+// InstructionClock is a nanosecond for each instruction, of all processors together.
+const InstructionClock = "instructions"
+
 // Result is what one way of killing did to one freshly booted machine. Times
 // are the guest's, and begin when the killing command was started.
 type Result struct {
@@ -18,6 +21,9 @@ type Result struct {
 	Arch     string `json:"arch"`           // as Go says it
 	Date     string `json:"date,omitempty"` // of the run, YYYY-MM-DD
 	Run      int    `json:"run"`
+	// Clock is what the machine's time is measured by: [InstructionClock], or
+	// nothing for the emulating machine's.
+	Clock string `json:"clock,omitempty"`
 
 	CPUs        int   `json:"cpus"`
 	MemoryBytes int64 `json:"memory_bytes"` // of the machine, as the kernel counts it

@@ -17,11 +17,11 @@ type Group struct {
 	Results  []*Result // by pages swapped in
 }
 
-// Machine is the groups that can be compared: same kernel, architecture, size.
+// Machine is the groups that can be compared: same kernel, architecture, clock, size.
 type Machine struct {
-	Kernel, Arch string
-	CPUs         int
-	Groups       []Group // as Strategies lists them
+	Kernel, Arch, Clock string
+	CPUs                int
+	Groups              []Group // as Strategies lists them
 }
 
 // Read reads results, one JSON object a line.
@@ -49,20 +49,22 @@ func Read(r io.Reader) ([]*Result, error) {
 	}
 }
 
-// Machines groups results, in the order in which each kind of machine first
-// appears in them.
+// Machines groups results, the machines by architecture and age of their kernel.
 func Machines(results []*Result) []*Machine {
 	var machines []*Machine
 	for _, r := range results {
 		i := slices.IndexFunc(machines, func(m *Machine) bool {
-			return m.Kernel == r.Kernel && m.Arch == r.Arch && m.CPUs == r.CPUs
+			return m.Kernel == r.Kernel && m.Arch == r.Arch && m.Clock == r.Clock && m.CPUs == r.CPUs
 		})
 		if i < 0 {
 			i = len(machines)
-			machines = append(machines, &Machine{Kernel: r.Kernel, Arch: r.Arch, CPUs: r.CPUs})
+			machines = append(machines, &Machine{Kernel: r.Kernel, Arch: r.Arch, Clock: r.Clock, CPUs: r.CPUs})
 		}
 		machines[i].add(r)
 	}
+	slices.SortStableFunc(machines, func(a, b *Machine) int {
+		return cmp.Or(cmp.Compare(a.Arch, b.Arch), slices.Compare(a.version(), b.version()))
+	})
 	for _, m := range machines {
 		slices.SortFunc(m.Groups, func(a, b Group) int { return cmp.Compare(a.place(), b.place()) })
 		for _, g := range m.Groups {
@@ -70,6 +72,13 @@ func Machines(results []*Result) []*Machine {
 		}
 	}
 	return machines
+}
+
+// version is the kernel's, as far as its release begins with one.
+func (m *Machine) version() []int {
+	v := make([]int, 3)
+	_, _ = fmt.Sscanf(m.Kernel, "%d.%d.%d", &v[0], &v[1], &v[2])
+	return v
 }
 
 func (g Group) place() int {
@@ -162,6 +171,10 @@ func (m *Machine) Caption() string {
 	if m.CPUs != 1 {
 		processors = fmt.Sprintf("%d processors", m.CPUs)
 	}
-	return fmt.Sprintf("Linux %s, %s, %s, %d MiB; %d servers and %d routers of %d MiB each; %s",
-		m.Kernel, m.Arch, processors, (r.MemoryBytes+1<<19)>>20, r.Servers, r.Routers, r.RouterBytes>>20, when)
+	clock := "the emulating machine's clock"
+	if m.Clock == InstructionClock {
+		clock = "a nanosecond for each instruction"
+	}
+	return fmt.Sprintf("Linux %s, %s, %s, %s, %d MiB; %d servers and %d routers of %d MiB each; %s",
+		m.Kernel, m.Arch, processors, clock, (r.MemoryBytes+1<<19)>>20, r.Servers, r.Routers, r.RouterBytes>>20, when)
 }
