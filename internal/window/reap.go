@@ -131,8 +131,9 @@ func (r *run) sharedMemory(swapped []*waitgraph.Process, threads []affinity.Thre
 // with one the killer does it all. The memory is locked, so that they take no page
 // faults either.
 //
-// One CPU is left to others for as long as the killer has work itself: whoever wakes
-// on the corral's is put there, and only there if it is idle.
+// One CPU is left to others for as long as the killer has work itself. Whoever wakes
+// on the corral's CPU is put on an idle one: with no such CPU one waited there for as
+// long as the killer reaped, SCHED_IDLE helpers or not (Linux 6.12).
 func (p *reaper) ready(own affinity.Set, corralCPU int) error {
 	p.cpus = own.Without(corralCPU)
 	n := min(p.cpus.Count(), reapers, len(p.fds))
@@ -166,8 +167,7 @@ func (p *reaper) ready(own affinity.Set, corralCPU int) error {
 // with it.
 //
 // No target is where it runs, but others are, and those whom the killer keeps from
-// the corral's CPU. It is SCHED_IDLE: the kernel takes its CPU for an idle one when
-// it looks for a place for others, and preempts it for them.
+// the corral's CPU: it is SCHED_IDLE, and everybody else runs before it.
 func (p *reaper) help(started chan<- int) {
 	defer p.working.Done()
 	runtime.LockOSThread()
