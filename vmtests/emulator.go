@@ -84,7 +84,6 @@ func (c *Cache) FetchEmulator(ctx context.Context) (*Emulator, error) {
 	if err != nil {
 		return nil, err
 	}
-	place := filepath.Join(c.Dir, emulatorPlace)
 	root := filepath.Join(work, "root")
 	if err := source.unpack(ctx, root, emulatorPackages[c.Arch.Name]...); err != nil {
 		return nil, err
@@ -93,15 +92,7 @@ func (c *Cache) FetchEmulator(ctx context.Context) (*Emulator, error) {
 	if e.Version, err = recentQEMU(ctx, filepath.Join(root, e.Command)); err != nil {
 		return nil, fmt.Errorf("the QEMU of %s: %w", emulatorSuite, err)
 	}
-	// Without its record it does not count as cached.
-	if err := errors.Join(os.RemoveAll(c.record(emulatorPlace)), os.RemoveAll(place), os.Rename(root, place)); err != nil {
-		return nil, err
-	}
-	record, err := json.MarshalIndent(e, "", "\t")
-	if err != nil {
-		return nil, err
-	}
-	if err := os.WriteFile(c.record(emulatorPlace), append(record, '\n'), 0o644); err != nil {
+	if err := c.store(emulatorPlace, root, e); err != nil {
 		return nil, err
 	}
 	return c.Emulator(ctx)

@@ -196,29 +196,34 @@ func locate(k *Kernel, root string) error {
 	return err
 }
 
-// keep moves the unpacked kernel to its place and then writes its record: a
-// kernel without a record does not count as cached.
+// keep moves the unpacked kernel to its place.
 func (c *Cache) keep(k Kernel, root string) error {
-	if err := os.Remove(c.record(k.Suite)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	k.Image = filepath.Join(k.Suite, k.Image)
+	k.Modules = filepath.Join(k.Suite, k.Modules)
+	return c.store(k.Suite, root, k)
+}
+
+// store moves what is unpacked below root to its place and then writes its record:
+// what has no record does not count as cached.
+func (c *Cache) store(name, root string, what any) error {
+	if err := os.Remove(c.record(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	place := filepath.Join(c.Dir, k.Suite)
+	place := filepath.Join(c.Dir, name)
 	if err := os.RemoveAll(place); err != nil {
 		return err
 	}
 	if err := os.Rename(root, place); err != nil {
 		return err
 	}
-	k.Image = filepath.Join(k.Suite, k.Image)
-	k.Modules = filepath.Join(k.Suite, k.Modules)
-	record, err := json.MarshalIndent(k, "", "\t")
+	record, err := json.MarshalIndent(what, "", "\t")
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(c.record(k.Suite), append(record, '\n'), 0o644)
+	return os.WriteFile(c.record(name), append(record, '\n'), 0o644)
 }
 
-func (c *Cache) record(suite string) string { return filepath.Join(c.Dir, suite+".json") }
+func (c *Cache) record(name string) string { return filepath.Join(c.Dir, name+".json") }
 
 // Busybox returns the path of a static busybox for the guests: the machine's
 // own where it is Debian's busybox-static and of that architecture, else the one fetched beside the
