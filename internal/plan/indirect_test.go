@@ -97,3 +97,24 @@ func TestWhatTheDyingTakeAlong(t *testing.T) {
 		}
 	}
 }
+
+// TestWhoIsToldBySurvivors: process 1 goes on when 0 dies, and its tracer 2 is told
+// of that by 1 itself, later.
+func TestWhoIsToldBySurvivors(t *testing.T) {
+	s := newPipes(3).build()
+	for range s.Processes {
+		s.Kin = append(s.Kin, waitgraph.Kin{Parent: -1, Tracer: -1, ExitQueue: -1, SignalQueue: -1})
+	}
+	const term = 15
+	s.Kin[1].Parent, s.Kin[1].Tracer = 0, 2
+	s.Processes[1].ParentDeathSignal = term
+	s.Processes[1].Signals = waitgraph.Signals{
+		Accepted: waitgraph.SignalSet(0).With(term), Interruptible: waitgraph.SignalSet(0).With(term),
+		Trapped: waitgraph.SignalSet(0).With(term),
+	}
+	s.ChildWaits = []waitgraph.ChildWait{{Process: 2, Child: 1}}
+	p := Make(waitgraph.New(s), []int32{0}, Options{Dependents: DependentsNone})
+	if got, want := say(p), "[1 (2)]"; got != want {
+		t.Errorf("bystanders %s, want %s", got, want)
+	}
+}

@@ -57,7 +57,7 @@ func (e *exits) emit(c Channel, holders []int32, f *effects) {
 	e.deadly(c, holders, f.ended)
 	for _, p := range f.trapped {
 		if tracer := e.kin[p].Tracer; tracer >= 0 {
-			e.source(ChannelChild, holders, e.notice(tracer, p))
+			e.relayed(holders, e.notice(tracer, p))
 		}
 	}
 	for _, p := range f.moved {
@@ -73,12 +73,12 @@ func (e *exits) move(p int32, holders []int32) {
 		return
 	}
 	if !slices.Contains(holders, parent) {
-		e.source(ChannelChild, holders, e.notice(parent, p))
+		e.relayed(holders, e.notice(parent, p))
 		return
 	}
 	// The parent last: its reaper is who adopts.
 	holders = slices.DeleteFunc(slices.Clone(holders), func(h int32) bool { return h == parent })
 	e.adopters(append(holders, parent), func(holders []int32, reaper int32) {
-		e.source(ChannelChild, holders, e.notice(reaper, p))
+		e.relayed(holders, e.notice(reaper, p))
 	})
 }

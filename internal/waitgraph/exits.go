@@ -356,6 +356,15 @@ func (e *exits) deadly(c Channel, holders, waiters []int32) {
 	}
 }
 
+// relayed adds a source whose waiters are told by a child of theirs that lives.
+func (e *exits) relayed(holders, waiters []int32) {
+	n := len(e.sources)
+	e.source(ChannelChild, holders, waiters)
+	if len(e.sources) > n {
+		e.sources[n].Relayed = true
+	}
+}
+
 // exitOf names the exit of one process, or of several.
 func (e *exits) exitOf(holders []int32) string {
 	name := fmt.Sprintf("exit of %d", e.processes[holders[0]].PID)

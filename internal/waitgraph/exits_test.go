@@ -37,13 +37,16 @@ func sleepsOn(s *Snapshot, p int32) int32 {
 
 func waitsFor(s *Snapshot, w ChildWait) { s.ChildWaits = append(s.ChildWaits, w) }
 
-// say writes sources as "channel: holders -> waiters[, which die]", sorted.
+// say writes sources as "channel: holders -> waiters[, which die][, relayed]", sorted.
 func say(sources []Source) []string {
 	out := []string{}
 	for _, src := range sources {
 		line := fmt.Sprintf("%v: %v -> %v", src.Channel, src.Holders, src.Waiters)
 		if src.Deadly {
 			line += ", which die"
+		}
+		if src.Relayed {
+			line += ", relayed"
 		}
 		out = append(out, line)
 	}
@@ -143,7 +146,7 @@ func TestExits(t *testing.T) {
 		{"SIGCONT at the parent's death: who adopts is told", func(s *Snapshot) {
 			s.Processes[2].ParentDeathSignal, s.Processes[2].Stopped = sigCONT, true
 			waitsFor(s, ChildWait{Process: 0, Child: 2})
-		}, []string{"child: [1 2] -> [0]", "child: [1] -> [0]", "parent-death: [1] -> [2]"}},
+		}, []string{"child: [1 2] -> [0]", "child: [1] -> [0], relayed", "parent-death: [1] -> [2]"}},
 		{"SIGSTOP at the parent's death: who adopts hears of it, but not with SA_NOCLDSTOP", func(s *Snapshot) {
 			s.Processes[2].ParentDeathSignal = 19
 			catches(s, 2, 19)
@@ -157,7 +160,7 @@ func TestExits(t *testing.T) {
 			catches(s, 2, 15)
 			s.Processes[2].Trapped = s.Processes[2].Trapped.With(15)
 			waitsFor(s, ChildWait{Process: 0, Child: -1})
-		}, []string{"child: [1] -> [0]", "child: [1] -> [0]", "child: [2] -> [0]", "parent-death: [1] -> [2]"}},
+		}, []string{"child: [1] -> [0]", "child: [1] -> [0], relayed", "child: [2] -> [0]", "parent-death: [1] -> [2]"}},
 		{"parent-death signal of a thread", func(s *Snapshot) {
 			th := Thread{Process: 2, Tracer: -1, ExitQueue: -1, ParentDeathSignal: 15}
 			th.Signals.Accepted, th.Signals.Interruptible = th.Signals.Accepted.With(15), th.Signals.Interruptible.With(15)
@@ -207,7 +210,7 @@ func TestExits(t *testing.T) {
 			s.Processes[0].SID = 1
 			waitsFor(s, ChildWait{Process: 0, Child: 2})
 			s.Processes[2].PGID, s.Processes[2].Stopped = 102, true
-		}, []string{"child: [1 2] -> [0]", "child: [1] -> [0]", "signal: [1] -> [2]"}},
+		}, []string{"child: [1 2] -> [0]", "child: [1] -> [0], relayed", "signal: [1] -> [2]"}},
 		{"stopped job that dies of SIGHUP", func(s *Snapshot) {
 			s.Processes[0].SID = 1
 			s.Processes[2].PGID, s.Processes[2].Stopped = 102, true

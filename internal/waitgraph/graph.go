@@ -20,6 +20,11 @@ type Source struct {
 	// Deadly is set where the waiters do not only wake, but die: by a signal.
 	Deadly bool
 
+	// Relayed is set where not the event wakes, but somebody whom it reaches and who
+	// lives: that one stops or goes on when it gets to run, and only then are the
+	// waiters told.
+	Relayed bool
+
 	// Name says it to the user: "pipe:[4263]" for the write side,
 	// "pipe:[4263] (read end)" for the read side.
 	Name string
