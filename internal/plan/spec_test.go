@@ -41,7 +41,7 @@ func (s *specSource) waits(p int) bool {
 }
 
 // snapshot states the problem as pipes: each source is a write end, and its
-// waiters sleep in epoll_wait.
+// waiters have the read end and sleep in epoll_wait.
 func (s *spec) snapshot() *waitgraph.Snapshot {
 	snap := &waitgraph.Snapshot{}
 	for p := range s.processes {
@@ -59,7 +59,7 @@ func (s *spec) snapshot() *waitgraph.Snapshot {
 	}
 	for i, src := range s.sources {
 		snap.Objects = append(snap.Objects, waitgraph.Object{
-			Channel: waitgraph.ChannelPipe, Name: fmt.Sprintf("pipe:[%d]", i), Writers: 1})
+			Channel: waitgraph.ChannelPipe, Name: fmt.Sprintf("pipe:[%d]", i), Readers: 1, Writers: 1})
 		file := waitgraph.File{Object: int32(i), End: waitgraph.EndWrite, Refs: int64(len(src.holders))}
 		if src.unaccounted {
 			file.Refs++
@@ -81,6 +81,17 @@ func (s *spec) snapshot() *waitgraph.Snapshot {
 				snap.Sleepers = append(snap.Sleepers, waitgraph.Sleeper{
 					Object: int32(i), Process: int32(w), Via: waitgraph.ViaEpoll, File: -1,
 					Line: s.lineNumber(src.line), PassedOn: src.stays})
+			}
+		}
+	}
+	for i, src := range s.sources {
+		file := int32(len(snap.Files))
+		snap.Files = append(snap.Files, waitgraph.File{Object: int32(i), End: waitgraph.EndRead})
+		for w := range s.processes {
+			if slices.Contains(src.waiters, w) || src.line != nil && slices.Contains(src.line.asleep, w) {
+				snap.Files[file].Refs++
+				snap.Descriptors = append(snap.Descriptors, waitgraph.Descriptor{
+					Process: int32(w), File: file, Table: int32(w), FD: 0})
 			}
 		}
 	}

@@ -26,6 +26,11 @@ var endTopologies = []Topology{
 		Outcome: "every router wakes",
 		build:   buildFIFO,
 	}, {
+		Name: "fifo-readers", Unit: "servers", Channel: "fifo",
+		Summary: "servers that hold the read end of a FIFO without writers, each with a router child that has opened it, too: in ppoll, epoll_pwait, or still in open",
+		Outcome: "every router is woken: of a FIFO with one side alone, any end that goes wakes. Only those with EPOLLET, to whom the last writer's end was told before, return",
+		build:   buildFIFOReaders,
+	}, {
 		Name: "in-flight", Unit: "servers", Channel: "pipe", Quiet: true,
 		Summary: "servers that sent the only write end of a router child's pipe into a socket, whose other end a second child holds and does not read",
 		Outcome: "nobody wakes: the write end lies in the socket; a reader wakes when who holds that dies",
@@ -123,6 +128,48 @@ func buildFIFO(b *builder, n int) {
 		kinds = append(kinds, server(regIn, regOut, w))
 	}
 	b.trees(n, kinds...)
+	b.pipes, b.fifos = n, true
+	for i := range b.direct {
+		b.direct[i].in, b.direct[i].out = i, i
+	}
+}
+
+// buildFIFOReaders has each reader open the FIFO itself. Most do so once no writer is
+// left: they see no hangup then, and look in vain each time.
+func buildFIFOReaders(b *builder, n int) {
+	at := unix.AT_FDCWD
+	reopen := func(flags int) {
+		b.must(regIn, unix.SYS_OPENAT, imm(at), imm(b.comm(lockPath)), imm(flags|unix.O_CLOEXEC), imm(0))
+	}
+	reader := func(role string, effect Effect, flags int, wait func()) *node {
+		return &node{
+			comm: Target, role: "server",
+			shut: func() { b.closeFD(regOut) },
+			children: []*node{{
+				role: role, wakes: []when{{deaths: []string{"server"}, effect: effect}}, after: "server",
+				open: func() {
+					b.lockFileIs(regIn)
+					reopen(flags)
+					b.lockFileIs(regIn)
+					b.closeFD(regOut)
+				},
+				wait: wait,
+			}},
+		}
+	}
+	polled := func(wait func(fd int)) func() {
+		return func() { reopen(unix.O_RDONLY | unix.O_NONBLOCK); wait(regIn) }
+	}
+	b.trees(n,
+		reader("edge", Runs, unix.O_RDONLY|unix.O_NONBLOCK, func() {
+			b.add(regIn, imm(lockFile), imm(0))
+			b.epollAgain(regIn, unix.EPOLLIN|unix.EPOLLET)
+		}),
+		reader("poller", Stirs, unix.O_PATH, polled(b.poll)),
+		reader("epoller", Stirs, unix.O_PATH, polled(b.epoll)),
+		reader("opener", Stirs, unix.O_PATH, func() {
+			b.block(unix.SYS_OPENAT, imm(at), imm(b.comm(lockPath)), imm(unix.O_RDONLY|unix.O_CLOEXEC), imm(0))
+		}))
 	b.pipes, b.fifos = n, true
 	for i := range b.direct {
 		b.direct[i].in, b.direct[i].out = i, i

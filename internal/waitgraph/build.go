@@ -9,17 +9,19 @@ import (
 // file with this end goes.
 type side struct {
 	end    End
+	other  End    // 0 where there is none
 	suffix string // what follows the object's name in the source's
 }
 
 var (
-	pipeSides = []side{{EndWrite, ""}, {EndRead, " (read end)"}}
-	openSides = []side{{EndOpen, ""}}
+	pipeSides = []side{{EndWrite, EndRead, ""}, {EndRead, EndWrite, " (read end)"}}
+	openSides = []side{{EndOpen, 0, ""}}
 )
 
 // sides is the rule of each channel: which losses wake. pipe_release() wakes
 // both of a pipe's queues when either side loses its last file while the other
 // has some, so every sleeper waits on both sides, whichever queue it sleeps on.
+// Where the other side has none, every file that goes wakes, but for the last.
 // Of other objects the whole goes, and wakes those whom links lead to.
 func sides(c Channel) []side {
 	switch c {
@@ -135,6 +137,10 @@ func (b *builder) object(o int32, obj *Object) {
 		return
 	}
 	for _, side := range sides(obj.Channel) {
+		if side.other != 0 && obj.counted(side.other) == 0 {
+			b.eachFile(obj, v, side)
+			continue
+		}
 		b.side(o, obj, v, side, false)
 		if b.linksToDeadly(v) {
 			b.side(o, obj, v, side, true)
@@ -168,6 +174,37 @@ func (b *builder) side(o int32, obj *Object, v view, side side, deadly bool) {
 	}
 	b.takeTurns(sleepers)
 	b.add(src, holders, waiters)
+}
+
+// maxLone bounds the waiters of all sources of one object whose other side is gone:
+// each of its files wakes each sleeper. Beyond it files are left out.
+const maxLone = 1 << 20
+
+// eachFile appends a source for each file of the only side of an object that is left.
+func (b *builder) eachFile(obj *Object, v view, side side) {
+	if obj.counted(side.end) < 2 {
+		return
+	}
+	b.explain(v)
+	b.explainedOf = 0
+	one := v
+	for f := v.files.first; f < v.files.end && int(f-v.files.first)*len(v.sleepers) < maxLone; f++ {
+		if b.ends[f]&side.end == 0 {
+			continue
+		}
+		one.files = span{f, f + 1}
+		holders := b.appendHolders(side.end, one)
+		waiters := b.appendWaiters(holders, v.sleepers)
+		if len(holders) == 0 || len(waiters) == 0 {
+			continue
+		}
+		src := Source{Channel: obj.Channel, Name: obj.Name + side.suffix}
+		if explained := b.explained[f-v.files.first]; b.refs[f] > explained {
+			src.Unaccounted, src.Found, src.Counted = true, explained, b.refs[f]
+		}
+		b.takeTurns(v.sleepers)
+		b.add(src, holders, waiters)
+	}
 }
 
 func (b *builder) linksToDeadly(v view) bool {
@@ -255,7 +292,7 @@ func (b *builder) appendHolders(end End, v view) []int32 {
 	// A poll keeps its files open even if another thread closes the
 	// descriptor meanwhile.
 	for _, s := range v.sleepers {
-		if s.file >= 0 && b.ends[s.file]&end != 0 && b.alive[s.process] {
+		if s.file >= v.files.first && s.file < v.files.end && b.ends[s.file]&end != 0 && b.alive[s.process] {
 			list = append(list, s.process)
 		}
 	}

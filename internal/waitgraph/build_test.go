@@ -101,6 +101,16 @@ func TestSources(t *testing.T) {
 		{name: "a FIFO whose writers are all gone, or never came", object: Object{Readers: 1},
 			files: []File{{End: EndRead, Refs: 1}}, descriptors: []Descriptor{open(1, 0, 0)},
 			sleepers: []Sleeper{asleep(1, ViaPlain)}},
+		{name: "a FIFO without writers: each reader that goes wakes the others", object: Object{Readers: 3},
+			files:       []File{{End: EndRead, Refs: 1}, {End: EndRead, Refs: 2}, {End: EndRead, Refs: 2}},
+			descriptors: []Descriptor{open(0, 0, 0), open(1, 1, 0), open(2, 2, 0), open(3, 2, 0)},
+			sleepers:    []Sleeper{polls(1, 1), asleep(2, ViaPlain), asleep(4, ViaPlain)},
+			want: []Source{accounted(r, []int32{0}, []int32{1, 2, 4}), accounted(r, []int32{1}, []int32{2, 4}),
+				accounted(r, []int32{2, 3}, []int32{1, 4})}},
+		{name: "the same with a file in flight", object: Object{Readers: 2},
+			files:       []File{{End: EndRead, Refs: 2}, {End: EndRead, Refs: 1}},
+			descriptors: []Descriptor{open(0, 0, 0), open(1, 1, 0)}, sleepers: []Sleeper{asleep(1, ViaPlain)},
+			want: []Source{short(accounted(r, []int32{0}, []int32{1}), 1, 2)}},
 		{name: "the file has a reference in flight", object: Object{Readers: 1, Writers: 1},
 			files:       []File{{End: EndWrite, Refs: 2}, {End: EndRead, Refs: 1}},
 			descriptors: []Descriptor{open(0, 0, 1), open(1, 1, 0)}, sleepers: []Sleeper{asleep(1, ViaPlain)},
@@ -213,7 +223,7 @@ func TestRowsAgree(t *testing.T) {
 		type pair struct{ process, object int32 }
 		holds, sleeps := map[pair]bool{}, map[pair]bool{}
 		for o := range int32(objects) {
-			s.Objects = append(s.Objects, Object{Channel: ChannelPipe, Name: fmt.Sprint(o), Writers: 1})
+			s.Objects = append(s.Objects, Object{Channel: ChannelPipe, Name: fmt.Sprint(o), Readers: 1, Writers: 1})
 			s.Files = append(s.Files, File{Object: o, End: EndWrite})
 			for range r.IntN(5) {
 				p := int32(r.IntN(n))
@@ -225,6 +235,12 @@ func TestRowsAgree(t *testing.T) {
 				sleeps[pair{p, o}] = true
 				s.Sleepers = append(s.Sleepers, Sleeper{Object: o, Process: p, Via: ViaEpoll, File: -1})
 			}
+		}
+		for o := range int32(objects) { // whoever sleeps there has the read end
+			s.Files = append(s.Files, File{Object: o, End: EndRead})
+		}
+		for at := range sleeps {
+			s.Descriptors = append(s.Descriptors, open(at.process, int32(objects)+at.object, int32(len(s.Descriptors))))
 		}
 		r.Shuffle(len(s.Files), func(i, j int) {
 			s.Files[i], s.Files[j] = s.Files[j], s.Files[i]
