@@ -12,6 +12,7 @@
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
 #define SOCK_SEQPACKET 5
+#define SOCK_LINGER 4 /* a bit of skc_flags */
 #define IPPROTO_TCP 6
 #define IPPROTO_MPTCP 262
 #define LOOPBACK 127 /* 127.0.0.0/8, in network order on a little-endian machine */
@@ -160,21 +161,33 @@ static __always_inline void tcp_keys(struct sock *sk, __u64 *self, __u64 *peer, 
 			local_port);
 }
 
-/* Whether a close sends something that wakes the other end: RST where data was not
- * read, else FIN where none was sent yet, which waits behind what the other end has
- * no room for (tcp_snd_wnd_test). */
+/* Whether a close sends RST at once: data was not read, or the owner asked for it
+ * (SO_LINGER with no time). */
+static __always_inline bool tcp_close_resets(struct sock *sk)
+{
+	struct tcp_sock *tp = (void *)sk;
+
+	if (BPF_CORE_READ(tp, rcv_nxt) != BPF_CORE_READ(tp, copied_seq))
+		return true;
+	return BPF_CORE_READ(sk, __sk_common.skc_flags) & (1UL << SOCK_LINGER) &&
+	       !BPF_CORE_READ(sk, sk_lingertime);
+}
+
+/* Whether a close sends something that wakes the other end: RST, or FIN where none was
+ * sent yet, which waits behind what the other end has no room for
+ * (tcp_snd_wnd_test). */
 static __always_inline bool tcp_close_tells(struct sock *sk)
 {
 	struct tcp_sock *tp = (void *)sk;
 	__u32 state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	__u32 unacknowledged = BPF_CORE_READ(tp, write_seq) - BPF_CORE_READ(tp, snd_una);
-	bool unread = BPF_CORE_READ(tp, rcv_nxt) != BPF_CORE_READ(tp, copied_seq);
+	bool resets = tcp_close_resets(sk);
 
 	if (state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2)
-		return unread;
+		return resets;
 	if (state != TCP_ESTABLISHED && state != TCP_CLOSE_WAIT)
 		return false;
-	return unread || unacknowledged < BPF_CORE_READ(tp, snd_wnd);
+	return resets || unacknowledged < BPF_CORE_READ(tp, snd_wnd);
 }
 
 /* Whether the other end is on this machine for certain, and tells of its own end. */

@@ -239,6 +239,7 @@ struct sock_common {
 	__u16 skc_num;
 	unsigned short skc_family;
 	volatile unsigned char skc_state;
+	unsigned long skc_flags;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr, skc_v6_rcv_saddr;
 };
@@ -262,6 +263,7 @@ struct sock {
 	struct sk_buff_head sk_receive_queue;
 	refcount_t sk_wmem_alloc; /* bytes sent and not yet read by the other side */
 	int sk_sndbuf;
+	unsigned int sk_lingertime; /* its low half, where it is long */
 	__u16 sk_protocol;
 	struct socket_wq *sk_wq; /* in the socket, none until accepted */
 };

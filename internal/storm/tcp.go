@@ -49,6 +49,11 @@ var tcpTopologies = []Topology{
 		Outcome: "nobody wakes: the FIN waits behind what the router has no room for",
 		build:   buildTCPWindow,
 	}, {
+		Name: "tcp-linger", Unit: "servers", Channel: "tcp",
+		Summary: "the same with servers that reset when they close (SO_LINGER with no time), and servers that have sent their FIN already",
+		Outcome: "every router wakes: a reset does not wait",
+		build:   buildTCPLinger,
+	}, {
 		Name: "tcp-connect", Unit: "servers", Channel: "tcp",
 		Summary: "servers that listen on 127.0.0.1 with a full accept queue, each with a router child in connect",
 		Outcome: "every router wakes, some time later: when it sends its SYN again, and it is refused",
@@ -150,6 +155,12 @@ func (b *builder) queued(open func()) []*node {
 }
 
 func buildTCPWindow(b *builder, n int) {
+	b.trees(n, b.windows(func() { b.tcpPair(loopback4) }, nil)...)
+}
+
+// windows are servers that wait for room in a connection that open makes, and
+// children at its other end that do not receive.
+func (b *builder) windows(open func(), wakes []when) []*node {
 	var kinds []*node
 	for _, w := range []way{
 		{"poller", func() { b.pollFor(regIn, unix.POLLRDHUP) }},
@@ -157,15 +168,30 @@ func buildTCPWindow(b *builder, n int) {
 	} {
 		kinds = append(kinds, &node{
 			comm: Target, role: "server", wakes: dies(w.role),
-			open: func() { b.tcpPair(loopback4) },
+			open: open,
 			shut: func() { b.closeFD(regIn) },
 			wait: func() { b.send(regOut) },
 			children: []*node{{
-				role: w.role, open: func() { b.closeFD(regOut) }, wait: w.wait,
+				role: w.role, wakes: wakes, open: func() { b.closeFD(regOut) }, wait: w.wait,
 			}},
 		})
 	}
-	b.trees(n, kinds...)
+	return kinds
+}
+
+func buildTCPLinger(b *builder, n int) {
+	linger := imm(b.constant(words(1, 0))) // struct linger
+	open := func() {
+		b.tcpPair(loopback4)
+		b.must(regTemp, unix.SYS_SETSOCKOPT, reg(regOut), imm(unix.SOL_SOCKET), imm(unix.SO_LINGER), linger, imm(8))
+	}
+	finished := func() {
+		open()
+		b.must(regTemp, unix.SYS_SHUTDOWN, reg(regOut), imm(unix.SHUT_WR))
+	}
+	kinds := b.windows(open, dies("server"))
+	b.trees(n, append(kinds, b.pairs(finished, dies("server"),
+		way{"after a FIN", func() { b.pollFor(regIn, 0) }})...)...)
 }
 
 func buildTCPConnect(b *builder, n int) {
