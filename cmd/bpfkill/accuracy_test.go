@@ -213,6 +213,9 @@ func TestAccuracy(t *testing.T) {
 						a.measure(t, g, size, load)
 					}
 				}
+				if len(sizes)*len(loads) > 1 { // hours may pass until the end
+					t.Logf("up to %s, %d runs of %d each:\n%s", load, runs, size, &a)
+				}
 			}
 		})
 	}

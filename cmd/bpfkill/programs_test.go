@@ -103,6 +103,13 @@ func TestPrograms(t *testing.T) {
 			}
 			t.Logf("\n%s", &a)
 			a.check(t)
+			measured := 0
+			for _, row := range a.rows {
+				measured += row.measured
+			}
+			if measured < runs {
+				t.Errorf("%d kills, and %d wakes: each wakes somebody", runs, measured)
+			}
 		})
 	}
 }

@@ -28,7 +28,14 @@ var eventTopologies = []Topology{
 		Summary:       "routers that watch for a file being closed, in read, ppoll or epoll_pwait, each with up to four smtpserver children that have it open",
 		Unpredictable: "the marks on each inode and its directory are not read",
 		Outcome:       "every router wakes: dying closes files",
-		build:         buildInotify,
+		build:         func(b *builder, n int) { b.watchers(n, b.inotify) },
+	}, {
+		Name: "fanotify-close", Unit: "servers", Channel: "other",
+		Summary:       "the same with fanotify",
+		Unpredictable: "the marks on each inode, mount and file system are not read",
+		Outcome:       "every router wakes",
+		needs:         needFanotify,
+		build:         func(b *builder, n int) { b.watchers(n, b.fanotify) },
 	}, {
 		Name: "sigio", Unit: "servers", Channel: "signal",
 		Summary:       "servers, each with a router child that asked for SIGIO at the other end of a pipe, a socket pair or a TCP connection, and sleeps in something else",
@@ -51,28 +58,25 @@ func (b *builder) sharers(open func()) []*node {
 	return kinds
 }
 
-// watched is how many servers one router watches: there may be few inotify
-// instances (fs.inotify.max_user_instances).
+// watched is how many servers one router watches: there may be few instances
+// (fs.inotify.max_user_instances, fs.fanotify.max_user_groups).
 const watched = 4
 
-func buildInotify(b *builder, n int) {
-	b.trees(n/watched, b.watchers(watched)...)
+func (b *builder) watchers(n int, watch func()) {
+	b.trees(n/watched, b.watching(watched, watch)...)
 	if rest := n % watched; rest > 0 {
-		b.trees(1, b.watchers(rest)[2])
+		b.trees(1, b.watching(rest, watch)[2])
 	}
 }
 
-// watchers are trees of a router and n servers that each opened the router's file.
-func (b *builder) watchers(n int) []*node {
+// watching are trees of a router and n servers that each opened the router's file.
+// watch has whoever calls it be told, in regIn, when that file is closed.
+func (b *builder) watching(n int, watch func()) []*node {
 	var kinds []*node
 	for _, w := range b.receiving(regIn) {
 		watcher := &node{
 			role: w.role, open: b.makeLockFile,
-			wait: func() {
-				b.must(regIn, unix.SYS_INOTIFY_INIT1, imm(unix.IN_CLOEXEC))
-				b.must(regTemp, unix.SYS_INOTIFY_ADD_WATCH, reg(regIn), imm(b.comm(lockPath)), imm(unix.IN_CLOSE))
-				w.wait()
-			},
+			wait: func() { watch(); w.wait() },
 		}
 		for i := range n {
 			role := fmt.Sprintf("server %d", i)
@@ -82,6 +86,22 @@ func (b *builder) watchers(n int) []*node {
 		kinds = append(kinds, watcher)
 	}
 	return kinds
+}
+
+func (b *builder) inotify() {
+	b.must(regIn, unix.SYS_INOTIFY_INIT1, imm(unix.IN_CLOEXEC))
+	b.must(regTemp, unix.SYS_INOTIFY_ADD_WATCH, reg(regIn), imm(b.comm(lockPath)), imm(unix.IN_CLOSE))
+}
+
+func (b *builder) fanotify() {
+	b.must(regIn, unix.SYS_FANOTIFY_INIT, imm(unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC), imm(unix.O_RDONLY))
+	b.markFile(unix.FAN_CLOSE)
+}
+
+// markFile has the fanotify group in regIn be told of events on the file at lockPath.
+func (b *builder) markFile(events uintptr) {
+	at := unix.AT_FDCWD
+	b.must(regTemp, unix.SYS_FANOTIFY_MARK, reg(regIn), imm(unix.FAN_MARK_ADD), imm(events), imm(at), imm(b.comm(lockPath)))
 }
 
 func buildSigio(b *builder, n int) {

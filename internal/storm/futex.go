@@ -9,6 +9,18 @@ var futexTopologies = []Topology{
 		Unpredictable: "the list of the robust mutexes that a thread holds is in its own memory, and to read it may page it in",
 		Outcome:       "of those that wait for a mutex one wakes, and finds its owner dead",
 		build:         func(b *builder, n int) { b.trees(n, b.mutexes()...) },
+	}, {
+		Name: "futex-pi", Unit: "servers", Channel: "futex",
+		Summary:       "servers that own a mutex with priority inheritance in memory shared with their router children, which wait for it; it is in no robust list",
+		Unpredictable: "the mutexes with priority inheritance that a thread owns (pi_state_list) are not read",
+		Outcome:       "every router wakes, and owns the mutex",
+		build: func(b *builder, n int) {
+			b.trees(n, &node{
+				comm: Target, role: "owner",
+				open:     func() { b.ownMutex(regOut, 0) },
+				children: []*node{b.inheriting()},
+			})
+		},
 	},
 }
 
@@ -41,13 +53,18 @@ func (b *builder) mutexes() []*node {
 			role: "one of two", times: 2, wait: wait,
 			wakes: []when{{deaths: []string{"owner"}, oneOf: true}},
 		}),
-		tree(0, &node{
-			role: "inheriting", wakes: dies("owner"),
-			wait: func() {
-				b.add(regPtr, reg(regOut), imm(mutexWord))
-				b.block(unix.SYS_FUTEX, reg(regPtr), imm(futexLockPI), imm(0), imm(0))
-			},
-		}),
+		tree(0, b.inheriting()),
+	}
+}
+
+// inheriting waits for a mutex with priority inheritance.
+func (b *builder) inheriting() *node {
+	return &node{
+		role: "inheriting", wakes: dies("owner"),
+		wait: func() {
+			b.add(regPtr, reg(regOut), imm(mutexWord))
+			b.block(unix.SYS_FUTEX, reg(regPtr), imm(futexLockPI), imm(0), imm(0))
+		},
 	}
 }
 

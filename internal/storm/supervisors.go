@@ -183,11 +183,6 @@ func buildSeccompSupervised(b *builder, n int) {
 	})
 }
 
-const (
-	fanMarkAdd  = 1
-	fanOpenPerm = 0x10000
-)
-
 func needFanotify() error {
 	return needCall("fanotify (root, and CONFIG_FANOTIFY_ACCESS_PERMISSIONS)", unix.SYS_FANOTIFY_INIT,
 		unix.FAN_CLASS_CONTENT|unix.FAN_CLOEXEC, unix.O_RDONLY)
@@ -204,8 +199,7 @@ func buildFanotify(b *builder, n int) {
 			open: b.makeLockFile,
 			wait: func() {
 				b.must(regIn, unix.SYS_FANOTIFY_INIT, imm(unix.FAN_CLASS_CONTENT|unix.FAN_CLOEXEC), imm(unix.O_RDONLY))
-				b.must(regTemp, unix.SYS_FANOTIFY_MARK, reg(regIn), imm(fanMarkAdd), imm(fanOpenPerm),
-					imm(unix.AT_FDCWD), imm(b.comm(lockPath)))
+				b.markFile(unix.FAN_OPEN_PERM)
 				b.accept()
 			},
 			children: []*node{{

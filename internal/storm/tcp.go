@@ -49,7 +49,7 @@ var tcpTopologies = []Topology{
 		Outcome: "nobody wakes: the FIN waits behind what the router has no room for",
 		build:   buildTCPWindow,
 	}, {
-		Name: "tcp-linger", Unit: "servers", Channel: "tcp",
+		Name: "tcp-linger", Unit: "servers", Channel: "tcp", Mutual: true,
 		Summary: "the same with servers that reset when they close (SO_LINGER with no time), and servers that have sent their FIN already",
 		Outcome: "every router wakes: a reset does not wait",
 		build:   buildTCPLinger,
