@@ -176,6 +176,13 @@ func TestCpusetsAreObeyed(t *testing.T) {
 			dir := cpusetOf(t, many)
 			moveInto(t, dir, in1.Process.Pid)
 			moveInto(t, dir, in2.Process.Pid)
+			// Most threads decide, and each starts some as it begins to run.
+			threads := func(p *idle) int {
+				tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", p.Process.Pid))
+				must(t, err)
+				return len(tasks)
+			}
+			eventually(t, "more threads in one cpuset", func() bool { return threads(in1)+threads(in2) > threads(out3)+2 })
 			all := processes(t, k)
 			victims := byPID(all, in1.Process.Pid, in2.Process.Pid, out3.Process.Pid)
 			out, err := Run(t.Context(), k, victims, options(engine, all))
