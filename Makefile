@@ -105,10 +105,10 @@ kernels:
 	$(GO) run ./vmtests/kernels
 
 # The incident with it, twice: the command of 2007 and bpfkill, in a machine small
-# enough for a run of every day.
+# enough for a run of every day. VMTEST_JOBS bounds the machines, not -parallel.
 vmtest: kernels
 	VMTEST=1 INCIDENT_MEMORY_MIB=384 INCIDENT_SERVERS=96 \
-		$(GO) test ./vmtests -count=1 -run 'TestKernels|TestIncident' -v -timeout $(VMTEST_TIMEOUT)
+		$(GO) test ./vmtests -count=1 -parallel 8 -run 'TestKernels|TestIncident' -v -timeout $(VMTEST_TIMEOUT)
 
 vmtest-fault: kernels
 	VMTEST=1 VMTEST_FAULT=1 $(GO) test ./vmtests -count=1 -run TestKernels -v -timeout $(VMTEST_TIMEOUT)
