@@ -18,7 +18,7 @@ func (b *builder) account(src *Source, counted int64, end End, v view) {
 		return
 	}
 	for f := v.files.first; f < v.files.end; f++ {
-		if explained := b.explained[f-v.files.first]; b.ends[f]&end != 0 && b.refs[f] > explained {
+		if explained := b.explained[f-b.explainedFrom]; b.ends[f]&end != 0 && b.refs[f] > explained {
 			src.Unaccounted, src.Found, src.Counted = true, explained, b.refs[f]
 			return
 		}
@@ -26,8 +26,13 @@ func (b *builder) account(src *Source, counted int64, end End, v view) {
 }
 
 // explain says, for each of an object's files, how many references to it the
-// snapshot explains: descriptors, polls, and system calls in flight.
-func (b *builder) explain(v view) {
+// snapshot explains: descriptors, polls, and system calls in flight. It does so once
+// for an object: v is the whole of it the first time.
+func (b *builder) explain(o int32, v view) {
+	if b.explainedOf == o+1 {
+		return
+	}
+	b.explainedOf, b.explainedFrom = o+1, v.files.first
 	b.explained = append(b.explained[:0], make([]int64, v.files.end-v.files.first)...)
 	for _, s := range v.sleepers {
 		if s.via == ViaPoll && s.file >= 0 {

@@ -87,13 +87,15 @@ type builder struct {
 
 	plain []int32 // by process: threads that sleep plainly, wherever
 
-	// Scratch. explained goes by file of the object explainedOf; seen is the last
+	// Scratch. explained goes by file of the object explainedOf, from its first, which is
+	// explainedFrom; seen is the last
 	// file for which a process was counted, plus one.
-	explained   []int64
-	explainedOf int32 // object, plus one
-	seen        []int32
-	keys        []uint64
-	gathered    []sleeper
+	explained     []int64
+	explainedOf   int32 // object, plus one
+	explainedFrom int32
+	seen          []int32
+	keys          []uint64
+	gathered      []sleeper
 }
 
 func newBuilder(s *Snapshot) *builder {
@@ -137,19 +139,40 @@ func (b *builder) object(o int32, obj *Object) {
 		return
 	}
 	for _, side := range sides(obj.Channel) {
+		counted := obj.counted(side.end)
 		if side.other != 0 && obj.counted(side.other) == 0 {
-			b.eachFile(obj, v, side)
+			b.eachFile(o, obj, v, side, counted)
 			continue
 		}
-		b.side(o, obj, v, side, false)
+		b.side(o, obj, v, side, counted, false)
 		if b.linksToDeadly(v) {
-			b.side(o, obj, v, side, true)
+			b.side(o, obj, v, side, counted, true)
 		}
 	}
 }
 
-// side appends the source that is the loss of one side of object o.
-func (b *builder) side(o int32, obj *Object, v view, side side, deadly bool) {
+// maxLone bounds the waiters of all sources of one object whose other side is gone:
+// each of its files wakes each sleeper. Beyond it files are left out.
+const maxLone = 1 << 20
+
+// eachFile appends a source for each file of the only side of object o that is left.
+func (b *builder) eachFile(o int32, obj *Object, v view, side side, counted int64) {
+	if counted < 2 {
+		return
+	}
+	b.explain(o, v) // as a whole, before its parts are asked for
+	one := v
+	for f := v.files.first; f < v.files.end && int(f-v.files.first)*len(v.sleepers) < maxLone; f++ {
+		if b.ends[f]&side.end != 0 {
+			one.files = span{f, f + 1}
+			b.side(o, obj, one, side, 1, false)
+		}
+	}
+}
+
+// side appends the source that is the loss of those files of object o in v that are
+// on one side. The kernel counts so many.
+func (b *builder) side(o int32, obj *Object, v view, side side, counted int64, deadly bool) {
 	holders := b.appendHolders(side.end, v)
 	sleepers := b.woken(obj, v, deadly)
 	waiters := b.appendWaiters(holders, sleepers)
@@ -157,14 +180,11 @@ func (b *builder) side(o int32, obj *Object, v view, side side, deadly bool) {
 		return
 	}
 	src := Source{Channel: obj.Channel, Name: obj.Name, Deadly: deadly}
-	if b.explainedOf != o+1 {
-		b.explain(v)
-		b.explainedOf = o + 1
-	}
-	b.account(&src, obj.counted(side.end), side.end, v)
+	b.explain(o, v)
+	b.account(&src, counted, side.end, v)
 	if len(holders) == 0 && !src.Unaccounted {
 		// The side is gone, or goes without anybody's death.
-		if src.Counted = obj.counted(side.end); src.Counted == 0 {
+		if src.Counted = counted; src.Counted == 0 {
 			return
 		}
 		src.Unaccounted = true
@@ -174,37 +194,6 @@ func (b *builder) side(o int32, obj *Object, v view, side side, deadly bool) {
 	}
 	b.takeTurns(sleepers)
 	b.add(src, holders, waiters)
-}
-
-// maxLone bounds the waiters of all sources of one object whose other side is gone:
-// each of its files wakes each sleeper. Beyond it files are left out.
-const maxLone = 1 << 20
-
-// eachFile appends a source for each file of the only side of an object that is left.
-func (b *builder) eachFile(obj *Object, v view, side side) {
-	if obj.counted(side.end) < 2 {
-		return
-	}
-	b.explain(v)
-	b.explainedOf = 0
-	one := v
-	for f := v.files.first; f < v.files.end && int(f-v.files.first)*len(v.sleepers) < maxLone; f++ {
-		if b.ends[f]&side.end == 0 {
-			continue
-		}
-		one.files = span{f, f + 1}
-		holders := b.appendHolders(side.end, one)
-		waiters := b.appendWaiters(holders, v.sleepers)
-		if len(holders) == 0 || len(waiters) == 0 {
-			continue
-		}
-		src := Source{Channel: obj.Channel, Name: obj.Name + side.suffix}
-		if explained := b.explained[f-v.files.first]; b.refs[f] > explained {
-			src.Unaccounted, src.Found, src.Counted = true, explained, b.refs[f]
-		}
-		b.takeTurns(v.sleepers)
-		b.add(src, holders, waiters)
-	}
 }
 
 func (b *builder) linksToDeadly(v view) bool {
