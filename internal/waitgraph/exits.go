@@ -327,10 +327,10 @@ func (e *exits) hangup(leader, pgid int32) {
 }
 
 // source adds the exits of holders as a source, if anybody waits who is alive
-// and not among them.
-func (e *exits) source(c Channel, holders, waiters []int32) {
+// and not among them, and returns it until the next is added; or nil.
+func (e *exits) source(c Channel, holders, waiters []int32) *Source {
 	if len(waiters) == 0 {
-		return
+		return nil
 	}
 	holders = sortDistinct(slices.Clone(holders))
 	waiters = slices.DeleteFunc(sortDistinct(slices.Clone(waiters)), func(w int32) bool {
@@ -338,30 +338,27 @@ func (e *exits) source(c Channel, holders, waiters []int32) {
 		return holds || !e.alive[w]
 	})
 	if len(waiters) == 0 {
-		return
+		return nil
 	}
 	e.holders.list = append(e.holders.list, holders...)
 	e.waiters.list = append(e.waiters.list, waiters...)
 	e.sources = append(e.sources, Source{Channel: c, Name: e.exitOf(holders)})
 	e.holders.start = append(e.holders.start, int32(len(e.holders.list)))
 	e.waiters.start = append(e.waiters.start, int32(len(e.waiters.list)))
+	return &e.sources[len(e.sources)-1]
 }
 
 // deadly adds a source whose waiters die of it.
 func (e *exits) deadly(c Channel, holders, waiters []int32) {
-	n := len(e.sources)
-	e.source(c, holders, waiters)
-	if len(e.sources) > n {
-		e.sources[n].Deadly = true
+	if src := e.source(c, holders, waiters); src != nil {
+		src.Deadly = true
 	}
 }
 
 // relayed adds a source whose waiters are told by a child of theirs that lives.
 func (e *exits) relayed(holders, waiters []int32) {
-	n := len(e.sources)
-	e.source(ChannelChild, holders, waiters)
-	if len(e.sources) > n {
-		e.sources[n].Relayed = true
+	if src := e.source(ChannelChild, holders, waiters); src != nil {
+		src.Relayed = true
 	}
 }
 
