@@ -87,9 +87,8 @@ type builder struct {
 
 	plain []int32 // by process: threads that sleep plainly, wherever
 
-	// Scratch. explained goes by file of the object explainedOf, from its first, which is
-	// explainedFrom; seen is the last
-	// file for which a process was counted, plus one.
+	// Scratch. explained goes by file of the object explainedOf, whose first is
+	// explainedFrom; seen is the last file for which a process was counted, plus one.
 	explained     []int64
 	explainedOf   int32 // object, plus one
 	explainedFrom int32
