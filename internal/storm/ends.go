@@ -128,6 +128,11 @@ func buildFIFO(b *builder, n int) {
 		kinds = append(kinds, server(regIn, regOut, w))
 	}
 	b.trees(n, kinds...)
+	b.fifoEach(n)
+}
+
+// fifoEach gives each of n trees a FIFO, whose ends its root has in regIn and regOut.
+func (b *builder) fifoEach(n int) {
 	b.pipes, b.fifos = n, true
 	for i := range b.direct {
 		b.direct[i].in, b.direct[i].out = i, i
@@ -137,10 +142,7 @@ func buildFIFO(b *builder, n int) {
 // buildFIFOReaders has each reader open the FIFO itself. Most do so once no writer is
 // left: they see no hangup then, and look in vain each time.
 func buildFIFOReaders(b *builder, n int) {
-	at := unix.AT_FDCWD
-	reopen := func(flags int) {
-		b.must(regIn, unix.SYS_OPENAT, imm(at), imm(b.comm(lockPath)), imm(flags|unix.O_CLOEXEC), imm(0))
-	}
+	reopen := func(flags int) { b.must(regIn, unix.SYS_OPENAT, b.anew(flags)...) }
 	reader := func(role string, effect Effect, flags int, wait func()) *node {
 		return &node{
 			comm: Target, role: "server",
@@ -167,13 +169,8 @@ func buildFIFOReaders(b *builder, n int) {
 		}),
 		reader("poller", Stirs, unix.O_PATH, polled(b.poll)),
 		reader("epoller", Stirs, unix.O_PATH, polled(b.epoll)),
-		reader("opener", Stirs, unix.O_PATH, func() {
-			b.block(unix.SYS_OPENAT, imm(at), imm(b.comm(lockPath)), imm(unix.O_RDONLY|unix.O_CLOEXEC), imm(0))
-		}))
-	b.pipes, b.fifos = n, true
-	for i := range b.direct {
-		b.direct[i].in, b.direct[i].out = i, i
-	}
+		reader("opener", Stirs, unix.O_PATH, func() { b.block(unix.SYS_OPENAT, b.anew(unix.O_RDONLY)...) }))
+	b.fifoEach(n)
 }
 
 // inFlight is a server whose reader's write end it has put into a socket. lost

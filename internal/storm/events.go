@@ -100,8 +100,7 @@ func (b *builder) fanotify() {
 
 // markFile has the fanotify group in regIn be told of events on the file at lockPath.
 func (b *builder) markFile(events uintptr) {
-	at := unix.AT_FDCWD
-	b.must(regTemp, unix.SYS_FANOTIFY_MARK, reg(regIn), imm(unix.FAN_MARK_ADD), imm(events), imm(at), imm(b.comm(lockPath)))
+	b.must(regTemp, unix.SYS_FANOTIFY_MARK, reg(regIn), imm(unix.FAN_MARK_ADD), imm(events), imm(unix.AT_FDCWD), imm(b.comm(lockPath)))
 }
 
 func buildSigio(b *builder, n int) {

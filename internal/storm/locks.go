@@ -172,9 +172,13 @@ func (b *builder) makeLockFile() {
 
 // reopenLockFile replaces the inherited open file, whose locks are another's.
 func (b *builder) reopenLockFile() {
-	at := unix.AT_FDCWD
-	b.must(regFD, unix.SYS_OPENAT, imm(at), imm(b.comm(lockPath)), imm(unix.O_RDWR|unix.O_CLOEXEC), imm(0))
+	b.must(regFD, unix.SYS_OPENAT, b.anew(unix.O_RDWR)...)
 	b.lockFileIs(regFD)
+}
+
+// anew are the arguments of openat that open what is at lockFile once more.
+func (b *builder) anew(flags int) []arg {
+	return []arg{imm(unix.AT_FDCWD), imm(b.comm(lockPath)), imm(flags | unix.O_CLOEXEC), imm(0)}
 }
 
 func (b *builder) lockFileIs(fd int) {

@@ -206,7 +206,7 @@ func buildFanotify(b *builder, n int) {
 				role: "opener", times: routers, wakes: dies("server"), after: "server",
 				wait: func() {
 					b.state = 'D' // killable
-					b.block(unix.SYS_OPENAT, imm(unix.AT_FDCWD), imm(b.comm(lockPath)), imm(unix.O_RDONLY|unix.O_CLOEXEC), imm(0))
+					b.block(unix.SYS_OPENAT, b.anew(unix.O_RDONLY)...)
 				},
 			}},
 		}
