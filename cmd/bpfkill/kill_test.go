@@ -48,7 +48,7 @@ func whole(t *storm.Topology) bool {
 		return true
 	}
 	pipes := t.Channel == "pipe" || t.Channel == "fifo"
-	return pipes && !t.Quiet && t.Unpredictable == "" && t.Name != "nested-epoll" && t.Name != "epoll-shared-many"
+	return pipes && !t.Quiet && t.Unpredictable == "" && t.Name != "nested-epoll"
 }
 
 // TestKillsEveryTopology is the main job: the kill set dies and nobody in it

@@ -55,7 +55,9 @@ var epollTopologies = []Topology{
 		Name: "epoll-shared-many", Unit: "routers", Channel: "pipe",
 		Summary: "two servers with a pipe each, and routers that are all in epoll_pwait on one instance that watches the pipes, edge-triggered",
 		Outcome: "two routers wake: each pipe's end wakes the first that still sleeps",
-		build:   func(b *builder, n int) { b.trees(1, b.sharedByMany(n, 2)) },
+		// Those two are, and seldom there is a third.
+		Unpredictable: "who is taking events while another end comes wakes one more for it, besides the one whom the end wakes",
+		build:         func(b *builder, n int) { b.trees(1, b.sharedByMany(n, 2)) },
 	},
 }
 

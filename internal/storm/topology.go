@@ -21,7 +21,7 @@ type Topology struct {
 	// Quiet is set where nobody wakes when every smtpserver dies.
 	Quiet bool
 	// Unpredictable says why nothing in the kernel's state tells beforehand that
-	// the waiters wake; empty where something does.
+	// the waiters wake, or how many of them; empty where something does.
 	Unpredictable string
 	// Unaccounted is set where a snapshot can tell that each of those who wake waits
 	// for something of which it finds no holder.
