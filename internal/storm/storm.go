@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"os"
 	ossignal "os/signal"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"syscall"
@@ -160,6 +161,10 @@ func (s *Storm) stage(ctx context.Context) error {
 // forkAll forks the direct children. Of the pipes that they inherit, each end
 // is open here only from its first user to its last.
 func (s *Storm) forkAll(ctx context.Context, b *builder, zero uintptr, null int) error {
+	const many = 100
+	if len(b.direct) >= many {
+		debug.FreeOSMemory() // each child copies the page tables of whatever is in memory
+	}
 	ends := newPipeEnds(b)
 	defer ends.closeAll()
 	for n, d := range b.direct {
