@@ -44,7 +44,7 @@ func TestKilledAtRandomMoments(t *testing.T) {
 				stage: func() *storm.Storm { return stage(t, storms.topology, storms.size*stormSize(t)) },
 			}
 			if emulated {
-				storms.rounds /= 15
+				storms.rounds /= 20
 			}
 			for n := 0; n < storms.rounds && !t.Failed(); n++ {
 				r.round(t, n)

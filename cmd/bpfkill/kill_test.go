@@ -60,7 +60,12 @@ func TestKillsEveryTopology(t *testing.T) {
 		topologies := choose(func(t *storm.Topology) bool { return t.Unpredictable == "" && (i == 0 || whole(t)) })
 		for _, g := range groups(topologies, stormSize(t), emulated) {
 			for _, corral := range []string{corralAuto, corralOff} {
-				t.Run(engine+"/"+groupName(g)+"/corral "+corral, func(t *testing.T) { killTopologies(t, g, engine, corral) })
+				if emulated && corral == corralOff {
+					g = slices.DeleteFunc(g, func(t *storm.Topology) bool { return !whole(t) })
+				}
+				if len(g) > 0 {
+					t.Run(engine+"/"+groupName(g)+"/corral "+corral, func(t *testing.T) { killTopologies(t, g, engine, corral) })
+				}
 			}
 		}
 	}

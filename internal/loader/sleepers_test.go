@@ -226,7 +226,7 @@ func pathInode(t *testing.T, path string) uint64 {
 // herdSize is how many processes sleep on one pipe.
 func herdSize() int {
 	if os.Getenv(nstest.VMVariable) == "1" {
-		return 1000
+		return 500
 	}
 	return 5000
 }

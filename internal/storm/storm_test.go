@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/nstest"
 )
 
 // start stages a storm and waits until it is ready; the test's end stops it.
@@ -34,6 +36,17 @@ func start(t testing.TB, opts Options) *Storm {
 	}
 	return s
 }
+
+// several is the size of a storm in which each kind of member is there, and of most
+// more than one: fewer in an emulated machine, where a fork takes 20 ms.
+func several() int {
+	if inVM() {
+		return 4
+	}
+	return 9
+}
+
+func inVM() bool { return os.Getenv(nstest.VMVariable) == "1" }
 
 // eventually waits for a state that the kernel does not announce.
 func eventually(t testing.TB, what string, ok func() bool) {
@@ -97,7 +110,7 @@ func TestEveryTopologyIsAsDescribed(t *testing.T) {
 		t.Run(topology.Name, func(t *testing.T) {
 			supported(t, &topology)
 			before := pipes(t, os.Getpid())
-			s := start(t, Options{Topology: topology.Name, Processes: 9})
+			s := start(t, Options{Topology: topology.Name, Processes: several()})
 			if after := pipes(t, os.Getpid()); after != before {
 				t.Errorf("the owner holds %d pipe descriptors, %d before", after, before)
 			}
@@ -144,7 +157,7 @@ func TestStopLeavesNobody(t *testing.T) {
 			}
 			t.Run(name, func(t *testing.T) {
 				supported(t, &topology)
-				s := start(t, Options{Topology: topology.Name, Processes: 9, IgnoreChildren: ignore, ForkLimit: 100_000})
+				s := start(t, Options{Topology: topology.Name, Processes: several(), IgnoreChildren: ignore, ForkLimit: 100_000})
 				all := s.Processes()
 				if err := s.Stop(); err != nil {
 					t.Fatal(err)

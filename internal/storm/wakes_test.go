@@ -7,8 +7,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-
-	"github.com/bpfkill/bpfkill/internal/nstest"
 )
 
 // What the marks say after a kill must be what the topology's own wait
@@ -29,7 +27,7 @@ func TestMarksTellWhoWoke(t *testing.T) {
 			return targets
 		}},
 	}
-	if os.Getenv(nstest.VMVariable) == "1" { // half a second each, and the order is no kernel's matter
+	if inVM() { // half a second each, and the order is no kernel's matter
 		choices = choices[:2]
 	}
 	for _, topology := range Topologies {
@@ -39,7 +37,7 @@ func TestMarksTellWhoWoke(t *testing.T) {
 		for _, victims := range choices {
 			t.Run(topology.Name+"/"+victims.name, func(t *testing.T) {
 				supported(t, &topology)
-				s := start(t, Options{Topology: topology.Name, Processes: 9})
+				s := start(t, Options{Topology: topology.Name, Processes: several()})
 				killAndCompare(t, s, victims.of(s))
 			})
 		}
@@ -136,7 +134,7 @@ func TestWaitersFirstWakesNobody(t *testing.T) {
 		}
 		t.Run(topology.Name, func(t *testing.T) {
 			supported(t, &topology)
-			s := start(t, Options{Topology: topology.Name, Processes: 9})
+			s := start(t, Options{Topology: topology.Name, Processes: several()})
 			dead := map[int]bool{}
 			for left := s.Processes(); len(left) > 0; {
 				i := slices.IndexFunc(left, func(p Proc) bool { return harmless(s, dead, p) })
@@ -171,7 +169,7 @@ func TestKernelWakes(t *testing.T) {
 		}
 		t.Run(topology.Name, func(t *testing.T) {
 			supported(t, &topology)
-			s := start(t, Options{Topology: topology.Name, Processes: 9})
+			s := start(t, Options{Topology: topology.Name, Processes: several()})
 			before := map[int]int{}
 			for _, p := range s.Processes() {
 				before[p.PID] = sleeps(t, p.PID)

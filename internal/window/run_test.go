@@ -63,11 +63,15 @@ func TestRunKillsInOrder(t *testing.T) {
 
 // TestForkersLeaveNobody: processes that fork as fast as they can.
 func TestForkersLeaveNobody(t *testing.T) {
+	rounds, size := 5, 6
+	if inVM() {
+		rounds, size = 2, 3
+	}
 	for _, engine := range engines() {
 		t.Run(engine.String(), func(t *testing.T) {
-			for range 5 {
+			for range rounds {
 				k := newKernel(t)
-				s := stage(t, "forker", 6)
+				s := stage(t, "forker", size)
 				all := processes(t, k)
 				group := membersOf(t, s, all)[0].PGID
 				var victims []waitgraph.Process
