@@ -23,6 +23,7 @@
 /* How many generations may live and die between the tracker's attachment and
  * the plan. */
 #define ANCESTORS_MAX 256
+#define DOOMED (-1)
 
 /* Off only in a build that tests whether the tests notice. */
 const volatile bool tripwire_enabled = true;
@@ -107,25 +108,43 @@ static __always_inline bool permitted(struct task_struct *task)
 	return killer_euid == suid || killer_euid == uid || killer_uid == suid || killer_uid == uid;
 }
 
+/* Who forked a process, where that is to be known and recorded: else 0, and DOOMED
+ * where the process is doomed itself. This and the next are global functions, which
+ * the verifier checks once, not once for each ancestor. */
+__attribute__((noinline)) __s32 forked_by(__s32 tgid, __u64 start_ns)
+{
+	struct doomed *d = bpf_map_lookup_elem(&doomed, &tgid);
+	struct forked *f = bpf_map_lookup_elem(&forks, &tgid);
+
+	if (d && d->start_ns == start_ns)
+		return DOOMED;
+	return hunting && f && f->start_ns == start_ns ? f->parent : 0;
+}
+
+__attribute__((noinline)) __u64 parent_start_ns(__s32 tgid)
+{
+	struct forked *f = bpf_map_lookup_elem(&forks, &tgid);
+
+	return f ? f->parent_start_ns : 0;
+}
+
 /* Whether task descends from a doomed process through recorded forks alone: its
  * parent, say, was forked by a target and exited before the target was doomed.
  * Forks of processes that the snapshot shows are not in the map (see the
  * loader): the plan has judged those. */
 static __always_inline bool descends_from_doomed(__s32 tgid, __u64 start_ns)
 {
-	struct doomed *d;
-	struct forked *f;
+	__s32 parent;
 	int i;
 
 	for (i = 0; i < ANCESTORS_MAX; i++) {
-		d = bpf_map_lookup_elem(&doomed, &tgid);
-		if (d && d->start_ns == start_ns)
+		parent = forked_by(tgid, start_ns);
+		if (parent == DOOMED)
 			return true;
-		f = bpf_map_lookup_elem(&forks, &tgid);
-		if (!hunting || !f || f->start_ns != start_ns)
+		if (!parent)
 			return false;
-		tgid = f->parent;
-		start_ns = f->parent_start_ns;
+		start_ns = parent_start_ns(tgid);
+		tgid = parent;
 	}
 	return false;
 }

@@ -138,7 +138,7 @@ static __always_inline __s32 task_tgid(struct task_struct *task)
 static __always_inline void fill_ids(struct process_record *r, struct task_struct *task)
 {
 	struct task_struct *reader = (void *)bpf_get_current_task();
-	struct task_struct *parent = task->real_parent->group_leader;
+	struct task_struct *parent = BPF_CORE_READ(task, real_parent, group_leader);
 	struct pid *self = BPF_CORE_READ(reader, thread_pid);
 	__u32 level = BPF_CORE_READ(self, level);
 	struct pid_namespace *ns = pid_own_ns(self);
@@ -147,8 +147,8 @@ static __always_inline void fill_ids(struct process_record *r, struct task_struc
 	struct pid *pgrp = BPF_CORE_READ(signal, pids[PIDTYPE_PGID]);
 
 	r->tgid = task->tgid;
-	r->parent = parent->tgid;
-	r->parent_start_ns = parent->start_boottime;
+	r->parent = task_tgid(parent);
+	r->parent_start_ns = BPF_CORE_READ(parent, start_boottime);
 	r->pid = pid_number(pid, level, ns);
 	r->ppid = pid_number(BPF_CORE_READ(parent, thread_pid), level, ns);
 	r->pgid = pid_number(pgrp, level, ns);
@@ -213,12 +213,13 @@ static __always_inline void fill_tracer(struct process_record *r, struct task_st
 /* The signal that the parent gets: see do_notify_parent(). */
 static __always_inline void fill_exit_signal(struct process_record *r, struct task_struct *task)
 {
-	struct task_struct *parent = task->real_parent;
+	struct task_struct *parent = BPF_CORE_READ(task, real_parent);
 	__s32 sig = task->exit_signal;
 
-	if (parent != parent->group_leader)
+	if (parent != BPF_CORE_READ(parent, group_leader))
 		r->flags |= PROCESS_OF_THREAD;
-	if (sig > 0 && sig != SIGCHLD && task->parent_exec_id != parent->self_exec_id)
+	if (sig > 0 && sig != SIGCHLD &&
+	    task->parent_exec_id != BPF_CORE_READ(parent, self_exec_id))
 		sig = SIGCHLD;
 	r->exit_signal = sig;
 	if (sig > 0 && sig != SIGCHLD && sig <= SIGNALS_MAX)
@@ -304,10 +305,10 @@ static __always_inline __u64 push_occupied(struct wait_queue_head *queue)
  */
 static __always_inline bool thread_counts(struct task_struct *task, __u64 exit_queue)
 {
-	struct task_struct *leader = task->group_leader;
+	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
 
 	return exit_queue || task->ptrace || task->pdeath_signal ||
-	       task->blocked.sig[0] != leader->blocked.sig[0] ||
+	       task->blocked.sig[0] != BPF_CORE_READ(leader, blocked.sig[0]) ||
 	       !(task_state(leader) & TASK_INTERRUPTIBLE);
 }
 
@@ -324,7 +325,7 @@ static __always_inline void write_thread(struct seq_file *seq, struct task_struc
 	__builtin_memset(r, 0, sizeof(*r));
 	r->flags = PROCESS_THREAD;
 	r->tgid = task->tgid;
-	r->start_ns = task->group_leader->start_boottime;
+	r->start_ns = group_start_ns(task);
 	r->pid_id = (__u64)task->thread_pid;
 	r->state = task_state(task);
 	r->exit_queue = exit_queue;

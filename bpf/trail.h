@@ -52,9 +52,9 @@ __attribute__((noinline)) __u64 marks_of_stack(__u64 size, __u64 until)
 		if (i * sizeof(__u64) >= size)
 			break;
 		marks = marks_of(ips[i]);
-		/* do_notify_pidfd() calls this at its very end, and leaves no trace */
-		if (marks & MARK_EXIT && inner & MARK_QUEUE)
-			marks |= MARK_PIDFD;
+		/* do_notify_pidfd() calls this at its very end, and leaves no trace. No
+		 * branch: the verifier would go both ways at each frame. */
+		marks |= (marks / MARK_EXIT & inner / MARK_QUEUE & 1) * MARK_PIDFD;
 		trail |= marks;
 		if (marks & until)
 			break;
