@@ -21,6 +21,7 @@
 #   make incident-plot   tables and picture again, from the results that are there
 #   make accuracy   kill every topology and compare who was said to wake with who did (root)
 #                   ACCURACY_RUNS=20 ACCURACY_SIZES=1,10,300   how often, and how large
+#                   ACCURACY_LOADS=idle,busy                   what else the CPUs do
 #                   ACCURACY_TOPOLOGY=herd                     only one
 #                   ACCURACY_TOGETHER=1                        all topologies side by side, killed at once
 #                   ACCURACY_KERNELS=bookworm,6.12             in guests, instead of on this kernel
@@ -58,7 +59,8 @@ ARM64_PACKAGES ?= ./vmtests/guest,./internal/storm,./internal/loader
 
 ACCURACY_RUNS  ?= 3
 ACCURACY_SIZES ?= 1,10,300
-ACCURACY       := ACCURACY_RUNS=$(ACCURACY_RUNS) ACCURACY_SIZES=$(ACCURACY_SIZES) ACCURACY_BUSY=1 \
+ACCURACY_LOADS ?= idle,busy
+ACCURACY       := ACCURACY_RUNS=$(ACCURACY_RUNS) ACCURACY_SIZES=$(ACCURACY_SIZES) ACCURACY_LOADS=$(ACCURACY_LOADS) \
 	ACCURACY_TOPOLOGY=$(ACCURACY_TOPOLOGY) ACCURACY_TOGETHER=$(ACCURACY_TOGETHER)
 
 .PHONY: all build generate test lint fmtcheck vet drift unit vmtest vmtest-fault vmtest-arm64 vmtest-scale kernels \

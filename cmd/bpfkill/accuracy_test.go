@@ -183,7 +183,7 @@ func numbers(t *testing.T, variable string, otherwise ...int) []int {
 
 // TestAccuracy kills the targets of every topology and compares who was said to
 // wake with who did. A short form is part of every test run; make accuracy sets
-// ACCURACY_RUNS, ACCURACY_SIZES, ACCURACY_BUSY and ACCURACY_TOGETHER for the long one.
+// ACCURACY_RUNS, ACCURACY_SIZES, ACCURACY_LOADS and ACCURACY_TOGETHER for the long one.
 func TestAccuracy(t *testing.T) {
 	nstest.Require(t)
 	runs := numbers(t, "ACCURACY_RUNS", 1)[0]
@@ -193,8 +193,8 @@ func TestAccuracy(t *testing.T) {
 	}
 	sizes := numbers(t, "ACCURACY_SIZES", size)
 	loads := []string{"idle"}
-	if os.Getenv("ACCURACY_BUSY") == "1" {
-		loads = append(loads, "busy")
+	if s := os.Getenv("ACCURACY_LOADS"); s != "" {
+		loads = strings.Split(s, ",")
 	}
 	together := emulated
 	if s := os.Getenv("ACCURACY_TOGETHER"); s != "" {
@@ -208,8 +208,12 @@ func TestAccuracy(t *testing.T) {
 	var a accuracy
 	for _, load := range loads {
 		t.Run(load, func(t *testing.T) {
-			if load == "busy" {
+			switch load {
+			case "idle":
+			case "busy":
 				burn(t)
+			default:
+				t.Fatalf("ACCURACY_LOADS: %q is neither idle nor busy", load)
 			}
 			for _, size := range sizes {
 				for _, g := range groups(topologies, size, together) {
