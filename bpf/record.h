@@ -262,8 +262,10 @@ struct followed {
 /* A watched process, by tgid. */
 struct watched {
 	__u64 start_ns;
-	__u8 selected; /* by the user; else woken by one that is */
-	__u8 pad[7];
+	__u64 exited_ns; /* bpf_ktime_get_ns(), 0 for not yet */
+	__u8 selected; /* by the user */
+	__u8 met; /* woken by one that is */
+	__u8 pad[6];
 };
 
 /* A process that the benchmark looks at, by tgid. Times are bpf_ktime_get_ns(), 0

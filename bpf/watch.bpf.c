@@ -46,14 +46,15 @@ static __always_inline struct watched *find_watched(__s32 tgid, struct task_stru
 /* Watches whom a selected process wakes. Returns false for want of space. */
 static __always_inline bool meet(__s32 tgid, struct task_struct *task)
 {
-	struct watched fresh = {.start_ns = group_start_ns(task)};
-	int err;
+	struct watched fresh = {.start_ns = group_start_ns(task), .met = true};
+	struct watched *w = find_watched(tgid, task);
 
-	if (find_watched(tgid, task))
-		return true;
-	err = bpf_map_update_elem(&watched, &tgid, &fresh, BPF_ANY);
 	met[(__u32)tgid % BUCKETS] = 1;
-	return !err;
+	if (w) {
+		w->met = true;
+		return true;
+	}
+	return !bpf_map_update_elem(&watched, &tgid, &fresh, BPF_ANY);
 }
 
 /* A wake by what the waker does itself: not by an interrupt that hit it. TCP over
@@ -112,8 +113,26 @@ int BPF_PROG(watch_waking, struct task_struct *wakee)
 		key.trail |= MARK_WAIT;
 	key.cause_start_ns = group_start_ns(waker);
 	key.wakee_start_ns = group_start_ns(wakee);
-	if (!count_contact(&key, waker, wakee) || !meet(key.wakee, wakee))
+	/* In this order: whoever reads the contact finds both of them watched, or gone. */
+	if (!meet(key.wakee, wakee) || !count_contact(&key, waker, wakee))
 		__sync_fetch_and_add(&lost_events, 1);
+	return 0;
+}
+
+/* The last thread of a process ends: nobody wakes it any more, and the wakes that it
+ * causes come soon. The loader forgets it after a while. */
+SEC("tp_btf/sched_process_exit")
+int BPF_PROG(watch_exit, struct task_struct *task)
+{
+	__s32 tgid = task->tgid;
+	__u32 bucket = (__u32)tgid % BUCKETS;
+	struct watched *w;
+
+	if (!(selected[bucket] | met[bucket]) || BPF_CORE_READ(task, signal, live.counter))
+		return 0;
+	w = find_watched(tgid, task);
+	if (w)
+		w->exited_ns = bpf_ktime_get_ns();
 	return 0;
 }
 

@@ -159,13 +159,6 @@ func (r *watchRun) pid(k waitgraph.KernelIdentity) int32 {
 	return 0
 }
 
-// gone reports whether a process is known to be dead.
-func (r *watchRun) gone(k waitgraph.KernelIdentity) bool {
-	_, there := r.pids[k]
-	_, was := r.before[k]
-	return !there && (was || r.complete)
-}
-
 // cmdline reads each command line once: it pages its process in.
 func (r *watchRun) cmdline(procs []waitgraph.Process) func(pid int32) string {
 	known := make(map[waitgraph.Identity]string, len(r.cmdlines))
@@ -205,12 +198,14 @@ func (r *watchRun) interval() (*report.Watch, error) {
 	counted := make(map[pair]uint64, len(contacts))
 	for _, c := range contacts {
 		p := pair{c.Waker, c.Wakee, c.Channel}
-		counted[p] = c.Count
+		if !c.Gone {
+			counted[p] = c.Count
+		}
 		w.Wakes = append(w.Wakes, report.Contact{
 			Cause: r.pid(c.Waker), CauseComm: c.WakerComm, PID: r.pid(c.Wakee), Comm: c.WakeeComm,
 			Channel: c.Channel.String(), Count: c.Count - r.counted[p], Total: c.Count,
 		})
 	}
 	r.counted, r.last = counted, now
-	return w, r.watcher.Forget(r.gone)
+	return w, nil
 }

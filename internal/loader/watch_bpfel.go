@@ -39,8 +39,10 @@ type watchWakeKey struct {
 type watchWatched struct {
 	_        structs.HostLayout
 	StartNs  uint64
+	ExitedNs uint64
 	Selected uint8
-	Pad      [7]uint8
+	Met      uint8
+	Pad      [6]uint8
 }
 
 // Names of all BPF objects in the ELF.
@@ -50,6 +52,7 @@ const (
 	watchMapContacts     = "contacts"
 	watchMapStacks       = "stacks"
 	watchMapWatched      = "watched"
+	watchProgWatchExit   = "watch_exit"
 	watchProgWatchWaking = "watch_waking"
 	watchVarLandmarks    = "landmarks"
 	watchVarLostEvents   = "lost_events"
@@ -99,6 +102,7 @@ type watchSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type watchProgramSpecs struct {
+	WatchExit   *ebpf.ProgramSpec `ebpf:"watch_exit"`
 	WatchWaking *ebpf.ProgramSpec `ebpf:"watch_waking"`
 }
 
@@ -168,11 +172,13 @@ type watchVariables struct {
 //
 // It can be passed to loadWatchObjects or ebpf.CollectionSpec.LoadAndAssign.
 type watchPrograms struct {
+	WatchExit   *ebpf.Program `ebpf:"watch_exit"`
 	WatchWaking *ebpf.Program `ebpf:"watch_waking"`
 }
 
 func (p *watchPrograms) Close() error {
 	return _WatchClose(
+		p.WatchExit,
 		p.WatchWaking,
 	)
 }

@@ -3,6 +3,7 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -20,7 +21,11 @@ type Watcher struct {
 	coll     *ebpf.Collection
 	links    []link.Link
 	selected map[waitgraph.KernelIdentity]bool
+	grace    time.Duration // from the end of a process until it is forgotten
 }
+
+// watcherGrace is how long the wakes may take that a process causes by its end.
+const watcherGrace = 2 * time.Second
 
 // WatcherOptions size a [Watcher]. The zero value is the default.
 type WatcherOptions struct {
@@ -55,13 +60,18 @@ func NewWatcher(o WatcherOptions) (*Watcher, error) {
 	}
 	spec.Maps[watchMapWatched].MaxEntries = uint32(o.Processes)
 	spec.Maps[watchMapContacts].MaxEntries = uint32(o.Contacts)
+	addSeconds(spec, watchProgWatchExit)
 	coll, err := ebpf.NewCollectionWithOptions(spec, *collectionOptions())
 	if err != nil {
 		return nil, fmt.Errorf("load watch programs: %w", err)
 	}
-	w := &Watcher{coll: coll, selected: map[waitgraph.KernelIdentity]bool{}}
-	if w.links, err = attachTracepoint(coll, watchProgWatchWaking); err != nil {
-		return nil, errors.Join(err, w.Close())
+	w := &Watcher{coll: coll, selected: map[waitgraph.KernelIdentity]bool{}, grace: watcherGrace}
+	for _, program := range []string{watchProgWatchExit, watchProgWatchWaking} {
+		links, err := attachTracepoint(coll, program)
+		w.links = append(w.links, links...)
+		if err != nil {
+			return nil, errors.Join(err, w.Close())
+		}
 	}
 	return w, nil
 }
@@ -75,7 +85,6 @@ const watchBuckets = 1 << 16
 // Watch selects exactly these processes. Those that were woken before stay
 // watched.
 func (w *Watcher) Watch(procs []waitgraph.KernelIdentity) error {
-	m := w.coll.Maps[watchMapWatched]
 	buckets := make([]byte, watchBuckets)
 	selected := make(map[waitgraph.KernelIdentity]bool, len(procs))
 	for _, p := range procs {
@@ -84,7 +93,12 @@ func (w *Watcher) Watch(procs []waitgraph.KernelIdentity) error {
 		if w.selected[p] {
 			continue
 		}
-		if err := m.Update(p.KernelPID, watchWatched{StartNs: p.StartNS, Selected: 1}, ebpf.UpdateAny); err != nil {
+		now, _, err := w.find(p)
+		if err != nil {
+			return err
+		}
+		now.StartNs, now.Selected = p.StartNS, 1
+		if err := w.coll.Maps[watchMapWatched].Update(p.KernelPID, now, ebpf.UpdateAny); err != nil {
 			return fmt.Errorf("watch process %d: %w", p.KernelPID, err)
 		}
 	}
@@ -92,17 +106,47 @@ func (w *Watcher) Watch(procs []waitgraph.KernelIdentity) error {
 		if selected[p] {
 			continue
 		}
-		var now watchWatched
-		if err := m.Lookup(p.KernelPID, &now); err == nil && now.StartNs == p.StartNS {
-			err = m.Delete(p.KernelPID)
-			if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				return fmt.Errorf("stop watching process %d: %w", p.KernelPID, err)
-			}
+		if err := w.deselect(p); err != nil {
+			return err
 		}
 	}
 	w.selected = selected
 	if err := w.coll.Variables["selected"].Set(buckets); err != nil {
 		return fmt.Errorf("write whom to watch: %w", err)
+	}
+	return nil
+}
+
+// find returns what is known of a watched process.
+func (w *Watcher) find(p waitgraph.KernelIdentity) (now watchWatched, found bool, err error) {
+	err = w.coll.Maps[watchMapWatched].Lookup(p.KernelPID, &now)
+	switch {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		return watchWatched{}, false, nil
+	case err != nil:
+		return watchWatched{}, false, fmt.Errorf("look up process %d: %w", p.KernelPID, err)
+	case now.StartNs != p.StartNS: // another, with the same pid
+		return watchWatched{}, false, nil
+	}
+	return now, true, nil
+}
+
+// deselect has the wakes of a process count no more, but for those that it passes
+// on. Where it has ended, [Watcher.Contacts] forgets it in its time.
+func (w *Watcher) deselect(p waitgraph.KernelIdentity) error {
+	now, found, err := w.find(p)
+	if !found || now.ExitedNs != 0 {
+		return err
+	}
+	m := w.coll.Maps[watchMapWatched]
+	if now.Met == 0 {
+		err = m.Delete(p.KernelPID)
+	} else {
+		now.Selected = 0
+		err = m.Update(p.KernelPID, now, ebpf.UpdateExist)
+	}
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("stop watching process %d: %w", p.KernelPID, err)
 	}
 	return nil
 }
@@ -114,10 +158,13 @@ type Contact struct {
 	WakerComm, WakeeComm string
 	Channel              waitgraph.Channel
 	Count                uint64 // since the watch began
+	Gone                 bool   // one of them is: this is the last of it
 }
 
 // Contacts returns everything counted so far, and how many wakes found no
-// space to be counted, or to have the woken watched.
+// space to be counted, or to have the woken watched. Where one of the two has ended,
+// a while ago, or is watched no more, it is for the last time: their space is given
+// back.
 func (w *Watcher) Contacts() (contacts []Contact, lost uint64, err error) {
 	counted, err := readMap[watchWakeKey, watchContact](w.coll.Maps[watchMapContacts])
 	if err != nil {
@@ -126,6 +173,11 @@ func (w *Watcher) Contacts() (contacts []Contact, lost uint64, err error) {
 	if err := w.coll.Variables["lost_events"].Get(&lost); err != nil {
 		return nil, 0, fmt.Errorf("read lost events: %w", err)
 	}
+	// Read after the wakes: who is not there now will not wake or be woken again.
+	watched, err := w.readLiving()
+	if err != nil {
+		return nil, 0, err
+	}
 	type pair struct {
 		waker, wakee waitgraph.KernelIdentity
 		channel      waitgraph.Channel
@@ -133,18 +185,40 @@ func (w *Watcher) Contacts() (contacts []Contact, lost uint64, err error) {
 	at := make(map[pair]int, len(counted))
 	for k, c := range counted {
 		p := pair{wakerOf(&k), wakeeOf(&k), trail(k.Trail).channel()}
+		_, waker := watched[p.waker]
+		_, wakee := watched[p.wakee]
+		gone := !waker || !wakee
 		i, ok := at[p]
 		if !ok {
 			i = len(contacts)
 			at[p] = i
 			contacts = append(contacts, Contact{
 				Waker: p.waker, Wakee: p.wakee, Channel: p.channel,
-				WakerComm: comm(c.Waker[:]), WakeeComm: comm(c.Wakee[:]),
+				WakerComm: comm(c.Waker[:]), WakeeComm: comm(c.Wakee[:]), Gone: gone,
 			})
 		}
 		contacts[i].Count += c.Count
+		if !gone {
+			continue
+		}
+		if err := w.coll.Maps[watchMapContacts].Delete(k); err != nil {
+			return nil, 0, fmt.Errorf("forget a wake: %w", err)
+		}
 	}
 	return contacts, lost, nil
+}
+
+// readWatched returns who is watched.
+func (w *Watcher) readWatched() (map[waitgraph.KernelIdentity]watchWatched, error) {
+	byPID, err := readMap[int32, watchWatched](w.coll.Maps[watchMapWatched])
+	if err != nil {
+		return nil, fmt.Errorf("read who is watched: %w", err)
+	}
+	watched := make(map[waitgraph.KernelIdentity]watchWatched, len(byPID))
+	for pid, p := range byPID {
+		watched[waitgraph.KernelIdentity{KernelPID: pid, StartNS: p.StartNs}] = p
+	}
+	return watched, nil
 }
 
 func wakerOf(k *watchWakeKey) waitgraph.KernelIdentity {
@@ -155,49 +229,38 @@ func wakeeOf(k *watchWakeKey) waitgraph.KernelIdentity {
 	return waitgraph.KernelIdentity{KernelPID: k.Wakee, StartNS: k.WakeeStartNs}
 }
 
-// Forget gives the space of those back that are gone: their counts leave
-// [Watcher.Contacts], and no wake of theirs can come any more.
-func (w *Watcher) Forget(gone func(waitgraph.KernelIdentity) bool) error {
-	contacts := w.coll.Maps[watchMapContacts]
-	counted, err := readMap[watchWakeKey, watchContact](contacts)
+// readLiving returns who is watched, and forgets those who ended a while ago.
+func (w *Watcher) readLiving() (map[waitgraph.KernelIdentity]watchWatched, error) {
+	watched, err := w.readWatched()
 	if err != nil {
-		return fmt.Errorf("read wakes: %w", err)
+		return nil, err
 	}
-	for k := range counted {
-		if gone(wakerOf(&k)) || gone(wakeeOf(&k)) {
-			if err := contacts.Delete(k); err != nil {
-				return fmt.Errorf("forget a wake: %w", err)
-			}
-		}
-	}
-	watched, err := readMap[int32, watchWatched](w.coll.Maps[watchMapWatched])
-	if err != nil {
-		return fmt.Errorf("read whom is watched: %w", err)
-	}
-	for tgid, p := range watched {
-		id := waitgraph.KernelIdentity{KernelPID: tgid, StartNS: p.StartNs}
-		if !gone(id) {
+	now := monotonicNS()
+	for p, state := range watched {
+		if state.ExitedNs == 0 || state.ExitedNs+uint64(w.grace) > now {
 			continue
 		}
-		if err := w.coll.Maps[watchMapWatched].Delete(tgid); err != nil {
-			return fmt.Errorf("stop watching process %d: %w", tgid, err)
+		if err := w.coll.Maps[watchMapWatched].Delete(p.KernelPID); err != nil {
+			return nil, fmt.Errorf("forget process %d: %w", p.KernelPID, err)
 		}
-		delete(w.selected, id)
+		delete(watched, p)
 	}
-	return nil
+	return watched, nil
 }
 
-// Watched is how many processes are watched: the selected, and those that they
+// Watched is how many living processes are watched: the selected, and those that they
 // woke.
 func (w *Watcher) Watched() (selected, met int, err error) {
-	watched, err := readMap[int32, watchWatched](w.coll.Maps[watchMapWatched])
+	watched, err := w.readWatched()
 	if err != nil {
-		return 0, 0, fmt.Errorf("read whom is watched: %w", err)
+		return 0, 0, err
 	}
 	for _, p := range watched {
-		if p.Selected != 0 {
+		switch {
+		case p.ExitedNs != 0:
+		case p.Selected != 0:
 			selected++
-		} else {
+		default:
 			met++
 		}
 	}

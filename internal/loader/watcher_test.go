@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -201,12 +202,46 @@ func TestWatcherFollowsOneStep(t *testing.T) {
 	}
 
 	must(t, w.Watch(nil))
-	must(t, w.Forget(func(k waitgraph.KernelIdentity) bool { return k == B.KernelIdentity() }))
-	if got := contacts(t, w, A, B); len(got) != 0 {
-		t.Errorf("forgotten, and still there: %v", got)
+	if got := contacts(t, w, A, B); got[waitgraph.ChannelPipe] != 1 {
+		t.Errorf("after nobody was selected any more: %v", got)
 	}
 	if selected, _, err := w.Watched(); selected != 0 || err != nil {
 		t.Errorf("%d selected after nobody was, %v", selected, err)
+	}
+}
+
+// TestWatcherForgetsTheDead: those who live but for a moment, and are in no list of
+// processes, leave their space to the next, and are told of once more, exactly.
+func TestWatcherForgetsTheDead(t *testing.T) {
+	w := newWatcher(t, WatcherOptions{Processes: 8, Contacts: 16})
+	w.grace = 20 * time.Millisecond
+	pipe := newPipe(t)
+	a := start(t, "obey", nil, pipe.w)
+	A := take(t).process(t, a.PID)
+	must(t, w.Watch([]waitgraph.KernelIdentity{A.KernelIdentity()}))
+	for range 20 {
+		reader := start(t, "read", nil, pipe.r)
+		reader.asleep(t, unix.SYS_READ)
+		R := take(t).process(t, reader.PID)
+		a.does(t, "write 3")
+		must(t, reader.Process.Kill())
+		reader.Wait()
+		told := 0
+		eventually(t, "who has died is watched no more", func() bool {
+			if got := contacts(t, w, A, R); got[waitgraph.ChannelPipe] != 1 {
+				t.Fatalf("a wake of one who has died: %v, after it was told of %d times", got, told)
+			}
+			told++
+			_, found, err := w.find(R.KernelIdentity())
+			must(t, err)
+			return !found
+		})
+		if got := contacts(t, w, A, R); len(got) != 0 {
+			t.Errorf("told of twice: %v", got)
+		}
+	}
+	if selected, met, err := w.Watched(); selected != 1 || met > 3 || err != nil {
+		t.Errorf("%d selected and %d met at the end, %v", selected, met, err)
 	}
 }
 
