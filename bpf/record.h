@@ -56,6 +56,7 @@ struct process_record {
 #define PROCESS_STOPPED 256 /* all of it, by a signal */
 #define PROCESS_EXITING 512 /* this thread takes no signals any more */
 #define PROCESS_OF_THREAD 1024 /* its parent is a thread, and not the leader */
+#define PROCESS_CAP_KILL 2048
 
 /* iter/task: one for each thread of the doomed that has not exited. Masks have
  * a bit for each CPU. */

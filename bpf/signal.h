@@ -10,6 +10,8 @@
 #define SIGWINCH 28
 #define SIGNALS_MAX 64
 
+#define CAP_KILL 5
+
 #define SIG_DFL ((void *)0)
 #define SIG_IGN ((void *)1)
 

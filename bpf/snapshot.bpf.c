@@ -269,6 +269,16 @@ static __always_inline void fill_memory(struct process_record *r, struct task_st
 	r->swap_pages = mm_counter(mm, MM_SWAPENTS);
 }
 
+/* Two __u32 until v6.3, a __u64 since, and little endian both: the first are there. */
+static __always_inline bool has_cap_kill(const struct cred *cred)
+{
+	__u32 low = 0;
+
+	bpf_probe_read_kernel(&low, sizeof(low),
+			      (void *)cred + bpf_core_field_offset(struct cred, cap_effective));
+	return low & 1 << CAP_KILL;
+}
+
 /* task leads its thread group. */
 static __always_inline void fill_process(struct process_record *r, struct task_struct *task)
 {
@@ -281,6 +291,8 @@ static __always_inline void fill_process(struct process_record *r, struct task_s
 	r->uid = BPF_CORE_READ(cred, uid.val);
 	r->euid = BPF_CORE_READ(cred, euid.val);
 	r->suid = BPF_CORE_READ(cred, suid.val);
+	if (has_cap_kill(cred))
+		r->flags |= PROCESS_CAP_KILL;
 	r->state = task_state(task);
 	r->exit_state = task->exit_state;
 	r->threads = BPF_CORE_READ(task, signal, nr_threads);

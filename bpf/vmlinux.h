@@ -366,8 +366,13 @@ struct mm_struct___plain { /* until v6.1 */
 	struct mm_rss_stat rss_stat;
 };
 
+struct kernel_cap {
+	__u32 low;
+};
+
 struct cred {
 	kuid_t uid, suid, euid;
+	struct kernel_cap cap_effective; /* see has_cap_kill() */
 };
 
 typedef struct {

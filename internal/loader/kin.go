@@ -14,6 +14,7 @@ const (
 	processStopped   = 256
 	processExiting   = 512
 	processOfThread  = 1024
+	processCapKill   = 2048
 )
 
 // noKin is a process of whose ties nothing is known.

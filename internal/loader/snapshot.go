@@ -275,6 +275,7 @@ func (r *snapshotProcessRecord) process(page uint64) waitgraph.Process {
 		Stopped:           r.Flags&processStopped != 0,
 		KernelThread:      r.Flags&processKernel != 0,
 		NamespaceInit:     r.Flags&processInit != 0,
+		CapKill:           r.Flags&processCapKill != 0,
 	}
 }
 

@@ -1,6 +1,11 @@
 package storm
 
-import "golang.org/x/sys/unix"
+import (
+	"errors"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
 
 var orphanTopologies = []Topology{
 	{
@@ -48,7 +53,35 @@ var orphanTopologies = []Topology{
 			}
 			b.trees(n, kinds...)
 		},
+	}, {
+		Name: "parent-death-denied", Unit: "servers", Channel: "parent-death", Quiet: true,
+		Summary: "servers that have become another user, each with a router child of the first that asked for a signal at its parent's death: caught, or deadly",
+		Outcome: "nobody wakes: the kernel does not let a server send it",
+		needs:   needRoot,
+		build: func(b *builder, n int) {
+			var kinds []*node
+			for _, w := range []way{
+				{"caught", func() { b.catch(unix.SIGUSR1, 0); b.deathSignal(unix.SIGUSR1); b.pause() }},
+				{"deadly", func() { b.deathSignal(unix.SIGKILL); b.pause() }},
+			} {
+				kinds = append(kinds, &node{
+					comm: Target, role: "server", children: []*node{{role: w.role, wait: w.wait}},
+					shut: func() { b.must(regTemp, unix.SYS_SETRESUID, imm(nobody), imm(nobody), imm(nobody)) },
+				})
+			}
+			b.trees(n, kinds...)
+		},
 	},
+}
+
+// nobody is a user that owns nothing.
+const nobody = 65534
+
+func needRoot() error {
+	if os.Geteuid() != 0 {
+		return errors.New("to become another user needs root")
+	}
+	return nil
 }
 
 // zombie has the process fork a child that ends and is not reaped.

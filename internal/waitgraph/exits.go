@@ -88,7 +88,8 @@ func (e *exits) all() {
 		if k.Foreground != 0 {
 			e.hangup(p, k.Foreground)
 		}
-		if proc.NamespaceInit && proc.Deadly.Has(proc.ParentDeathSignal) && e.visible(k.Parent) {
+		if proc.NamespaceInit && proc.Deadly.Has(proc.ParentDeathSignal) && e.visible(k.Parent) &&
+			e.maySend(k.Parent, p, proc.ParentDeathSignal) {
 			e.namespace(p)
 		}
 	}
@@ -123,9 +124,20 @@ func (e *exits) bereave(p int32, children []bereft) {
 	}
 	f := e.begin()
 	for _, c := range children {
-		e.signal(f, c.process, c.signal, c.reaction)
+		if e.maySend(p, c.process, c.signal) {
+			e.signal(f, c.process, c.signal, c.reaction)
+		}
 	}
 	e.emit(ChannelParentDeath, []int32{p}, f)
+}
+
+// maySend reports whether the kernel lets p send a signal to another: of all that a
+// death sends, parent-death signals alone are asked about (check_kill_permission()).
+// CAP_KILL is taken to be that of a user namespace that the other is in.
+func (e *exits) maySend(p, to, signal int32) bool {
+	a, b := &e.processes[p], &e.processes[to]
+	return a.CapKill || a.EUID == b.SUID || a.EUID == b.UID || a.UID == b.SUID || a.UID == b.UID ||
+		signal == sigCONT && a.SID != 0 && a.SID == b.SID
 }
 
 // detach adds what the exit of a tracer does: it lets stopped tracees go on, and

@@ -130,6 +130,16 @@ func TestExits(t *testing.T) {
 			s.Processes[2].ParentDeathSignal = 15
 			catches(s, 2, 15)
 		}, []string{"parent-death: [1] -> [2]"}},
+		{"parent-death signal of a parent that may not send it", func(s *Snapshot) {
+			s.Processes[1].UID, s.Processes[1].EUID = 7, 7
+			s.Processes[2].ParentDeathSignal = 15
+			catches(s, 2, 15)
+		}, nil},
+		{"parent-death signal of a parent with another user and CAP_KILL", func(s *Snapshot) {
+			s.Processes[1].UID, s.Processes[1].EUID, s.Processes[1].CapKill = 7, 7, true
+			s.Processes[2].ParentDeathSignal = 15
+			catches(s, 2, 15)
+		}, []string{"parent-death: [1] -> [2]"}},
 		{"parent-death signal that ends", func(s *Snapshot) {
 			s.Processes[2].ParentDeathSignal = 15
 			s.Processes[2].Deadly = s.Processes[2].Deadly.With(15)

@@ -79,6 +79,7 @@ type Process struct {
 	PPID, PGID, SID int32
 
 	UID, EUID, SUID uint32
+	CapKill         bool   // has CAP_KILL, in its own user namespace
 	Comm            string // at most 15 bytes
 
 	// CgroupID is the inode number of the process's cgroup v2 directory.
