@@ -117,7 +117,7 @@ vmtest-fault: kernels
 
 accuracy:
 ifdef ACCURACY_KERNELS
-	VMTEST=1 VMTEST_STRICT=1 VMTEST_KERNELS=$(ACCURACY_KERNELS) VMTEST_PACKAGES=./cmd/bpfkill \
+	VMTEST=1 VMTEST_STRICT=1 VMTEST_KERNELS=$(ACCURACY_KERNELS) VMTEST_PACKAGES=./cmd/bpfkill VMTEST_MEMORY_MIB=2048 \
 		VMTEST_ARGS="-test.run=^TestAccuracy$$" VMTEST_LIMIT=100m VMTEST_ENV="$(ACCURACY)" \
 		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout 240m
 else
