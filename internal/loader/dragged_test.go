@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"testing"
@@ -84,13 +85,20 @@ func TestReturnToAHandler(t *testing.T) {
 	}
 }
 
-// childOf waits until a process has a child.
+// childOf waits until a process has a child. Each thread has its own, and any may
+// have forked it.
 func childOf(t *testing.T, parent int) (child int) {
 	t.Helper()
 	eventually(t, "a process has a child", func() bool {
-		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", parent, parent))
-		n, _ := fmt.Sscan(string(line), &child)
-		return n == 1
+		lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", parent))
+		must(t, err)
+		for _, list := range lists {
+			line, _ := os.ReadFile(list) // the thread may have ended
+			if n, _ := fmt.Sscan(string(line), &child); n == 1 {
+				return true
+			}
+		}
+		return false
 	})
 	return child
 }
