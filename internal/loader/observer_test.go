@@ -48,7 +48,9 @@ func TestBystandersWakeIsNamed(t *testing.T) {
 	})
 	want := Wake{Cause: d.writer.KernelIdentity(), Wakee: d.reader.KernelIdentity(), WakeeComm: "router",
 		Channel: waitgraph.ChannelPipe, Count: 1, Ended: 1, Returned: 1, MajorFaults: got[0].MajorFaults, CPU: got[0].CPU}
-	if got[0] != want || got[0].CPU == 0 {
+	// An emulated processor's clock may be found to be unstable: then it ticks.
+	coarse := os.Getenv(nstest.VMVariable) == "1"
+	if got[0] != want || got[0].CPU == 0 && !coarse {
 		t.Errorf("%+v, want one %+v", got, want)
 	}
 	f := fateOf(t, o, d.writer)
