@@ -37,6 +37,17 @@ const maxSpuriousPercent = 1
 
 func (r *accuracyRow) tooSpurious() bool { return 100*r.spurious > maxSpuriousPercent*r.predicted }
 
+// rowOf returns the row of a name, a new one the first time.
+func rowOf(rows *map[string]*accuracyRow, name string) *accuracyRow {
+	if *rows == nil {
+		*rows = map[string]*accuracyRow{}
+	}
+	if (*rows)[name] == nil {
+		(*rows)[name] = &accuracyRow{}
+	}
+	return (*rows)[name]
+}
+
 // unpredictableRuns is how often a topology is killed at most, of which nothing but
 // the reason why it cannot be predicted and that it wakes is to be shown.
 const unpredictableRuns = 3
@@ -57,25 +68,13 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report, 
 		if topology.Unpredictable != "" {
 			channel = topology.Name
 		}
-		if a.rows == nil {
-			a.rows = map[string]*accuracyRow{}
-		}
-		if a.rows[channel] == nil {
-			a.rows[channel] = &accuracyRow{}
-		}
-		return a.rows[channel]
+		return rowOf(&a.rows, channel)
 	}
 	row := rows(topology.Channel)
 	row.kills++
 	row.reason = topology.Unpredictable
-	if a.topologies == nil {
-		a.topologies = map[string]*accuracyRow{}
-	}
-	whole := a.topologies[topology.Name]
-	if whole == nil {
-		whole = &accuracyRow{reason: topology.Unpredictable}
-		a.topologies[topology.Name] = whole
-	}
+	whole := rowOf(&a.topologies, topology.Name)
+	whole.reason = topology.Unpredictable
 
 	self := int32(os.Getpid())
 	predicted, measured := map[wokenThrough]bool{}, map[wokenThrough]bool{}

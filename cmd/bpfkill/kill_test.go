@@ -31,7 +31,7 @@ func stormSize(t *testing.T) int {
 
 // emulated is set in a virtual machine guest, where each run of the tool takes
 // seconds.
-var emulated = os.Getenv(nstest.VMVariable) == "1"
+var emulated = nstest.InVM()
 
 // engines are those that this kernel has for any kill set.
 func engines() []string {

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -18,7 +17,7 @@ import (
 func runBenchCommand(t *testing.T, args ...string) string {
 	t.Helper()
 	nstest.Require(t)
-	if os.Getenv(nstest.VMVariable) == "1" {
+	if nstest.InVM() {
 		t.Skip("guests have no procps and no Go to build bpfkill with")
 	}
 	bpfkill := filepath.Join(t.TempDir(), "bpfkill")

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -107,7 +106,7 @@ func TestBatchRefuses(t *testing.T) {
 	must(t, gone.Process.Kill())
 	gone.Wait()
 	add(corpse, unix.ESRCH)
-	if os.Getenv(nstest.VMVariable) == "1" {
+	if nstest.InVM() {
 		add(v.process(t, 2), unix.EPERM) // kthreadd
 		add(v.process(t, 1), unix.EPERM)
 	}

@@ -49,7 +49,7 @@ func TestBystandersWakeIsNamed(t *testing.T) {
 	want := Wake{Cause: d.writer.KernelIdentity(), Wakee: d.reader.KernelIdentity(), WakeeComm: "router",
 		Channel: waitgraph.ChannelPipe, Count: 1, Ended: 1, Returned: 1, MajorFaults: got[0].MajorFaults, CPU: got[0].CPU}
 	// An emulated processor's clock may be found to be unstable: then it ticks.
-	coarse := os.Getenv(nstest.VMVariable) == "1"
+	coarse := nstest.InVM()
 	if got[0] != want || got[0].CPU == 0 && !coarse {
 		t.Errorf("%+v, want one %+v", got, want)
 	}
@@ -127,7 +127,7 @@ func TestCostOfAWake(t *testing.T) {
 	if obs.SwapIns && got[0].SwapIns < want || got[0].MajorFaults == 0 || got[0].CPU == 0 {
 		t.Errorf("%+v after %+v; want at least %d swap-ins", got[0], out, want)
 	}
-	if os.Getenv(nstest.VMVariable) == "1" && !obs.SwapIns {
+	if nstest.InVM() && !obs.SwapIns {
 		t.Error("swap-ins are not counted on a kernel that has all it takes")
 	}
 }

@@ -75,7 +75,7 @@ func TestProcessesAreThoseOfProc(t *testing.T) {
 	if p := v.process(t, nobody.PID); p.UID != 65534 || p.EUID != 65534 || p.SUID != 65534 || int(p.SID) != nobody.PID {
 		t.Errorf("the unprivileged one is %+v", p)
 	}
-	if os.Getenv(nstest.VMVariable) == "1" {
+	if nstest.InVM() {
 		if p := v.process(t, 2); !p.KernelThread || p.Comm != "kthreadd" {
 			t.Errorf("process 2 is %+v, want kthreadd", p)
 		}

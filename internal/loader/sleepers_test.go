@@ -225,7 +225,7 @@ func pathInode(t *testing.T, path string) uint64 {
 
 // herdSize is how many processes sleep on one pipe.
 func herdSize() int {
-	if os.Getenv(nstest.VMVariable) == "1" {
+	if nstest.InVM() {
 		return 500
 	}
 	return 5000
@@ -331,7 +331,7 @@ func tellsLimit(t *testing.T, sleeping int) {
 func TestStableSleeperUnderChurn(t *testing.T) {
 	nstest.Require(t)
 	snapshots := 200
-	if os.Getenv(nstest.VMVariable) == "1" {
+	if nstest.InVM() {
 		snapshots = 30
 	}
 	p := newPipe(t)

@@ -1,7 +1,6 @@
 package loader
 
 import (
-	"os"
 	"slices"
 	"testing"
 
@@ -14,7 +13,7 @@ import (
 // storm says so, and through what it says.
 func TestEveryTopologyIsMeasured(t *testing.T) {
 	nstest.Require(t)
-	if os.Getenv(nstest.VMVariable) == "1" {
+	if nstest.InVM() {
 		t.Skip("stages every storm there is, which takes minutes here: make accuracy with ACCURACY_KERNELS does it")
 	}
 	e := newExecutor(t)

@@ -45,6 +45,9 @@ type Option func(*options)
 
 type options struct{ decoys []string }
 
+// InVM reports whether this is a virtual machine guest, where everything takes long.
+func InVM() bool { return os.Getenv(VMVariable) == "1" }
+
 // Decoy keeps a process of this name alive outside the namespace while the
 // tests run inside. The run fails if it does not outlive them. In a virtual
 // machine there is no outside; see StartDecoy and Command for a namespace within.
@@ -68,7 +71,7 @@ func Main(m *testing.M, opts ...Option) int {
 		inside = true
 		return m.Run()
 	}
-	if os.Getenv(VMVariable) == "1" {
+	if InVM() {
 		if err := checkGuest(); err != nil {
 			return report(1, err)
 		}

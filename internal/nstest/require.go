@@ -17,7 +17,7 @@ func Require(t testing.TB) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: run the tests with sudo")
 	}
-	if !inside && os.Getenv(VMVariable) != "1" {
+	if !inside && !InVM() {
 		t.Fatal("a privileged test outside a namespace of its own: TestMain must call nstest.Main")
 	}
 	for _, check := range []func() error{checkKernel, procfs.CheckOwn, checkPidfd, checkBTF} {

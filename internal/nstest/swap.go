@@ -19,7 +19,7 @@ func SwapSpace(t testing.TB) {
 	if info.Totalswap > 0 {
 		return
 	}
-	if os.Getenv(VMVariable) != "1" {
+	if !InVM() {
 		t.Skip("needs swap space, which only a virtual machine is given")
 	}
 	const device, attributes = "/dev/zram0", "/sys/block/zram0/"

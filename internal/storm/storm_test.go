@@ -40,13 +40,11 @@ func start(t testing.TB, opts Options) *Storm {
 // several is the size of a storm in which each kind of member is there, and of most
 // more than one: fewer in an emulated machine, where a fork takes 20 ms.
 func several() int {
-	if inVM() {
+	if nstest.InVM() {
 		return 4
 	}
 	return 9
 }
-
-func inVM() bool { return os.Getenv(nstest.VMVariable) == "1" }
 
 // eventually waits for a state that the kernel does not announce.
 func eventually(t testing.TB, what string, ok func() bool) {

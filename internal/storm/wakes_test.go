@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/bpfkill/bpfkill/internal/nstest"
 )
 
 // What the marks say after a kill must be what the topology's own wait
@@ -27,7 +29,7 @@ func TestMarksTellWhoWoke(t *testing.T) {
 			return targets
 		}},
 	}
-	if inVM() { // half a second each, and the order is no kernel's matter
+	if nstest.InVM() { // half a second each, and the order is no kernel's matter
 		choices = choices[:2]
 	}
 	for _, topology := range Topologies {

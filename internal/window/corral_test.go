@@ -376,7 +376,7 @@ func TestGuardian(t *testing.T) {
 	for i, engine := range engines() {
 		t.Run(engine.String(), func(t *testing.T) {
 			first, stride := 0, 1
-			if inVM() { // an emulated machine takes seconds for each
+			if nstest.InVM() { // an emulated machine takes seconds for each
 				first, stride = 2*i, 4
 			}
 			for step := first; ; step += stride {

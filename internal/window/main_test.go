@@ -42,8 +42,6 @@ func TestMain(m *testing.M) {
 	os.Exit(nstest.Main(m))
 }
 
-func inVM() bool { return os.Getenv(nstest.VMVariable) == "1" }
-
 // patience bounds every wait for a state: an emulated machine is slow.
 const patience = time.Minute
 

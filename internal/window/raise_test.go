@@ -74,7 +74,7 @@ func TestRaiseAndLower(t *testing.T) {
 	if after := currentPosture(t); after != before {
 		t.Errorf("lowered to %+v, it was %+v", after, before)
 	}
-	if inVM() && oom != "-1000" {
+	if nstest.InVM() && oom != "-1000" {
 		t.Error("a guest's root may lower oom_score_adj, but raise did not")
 	}
 }

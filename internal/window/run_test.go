@@ -64,7 +64,7 @@ func TestRunKillsInOrder(t *testing.T) {
 // TestForkersLeaveNobody: processes that fork as fast as they can.
 func TestForkersLeaveNobody(t *testing.T) {
 	rounds, size := 5, 6
-	if inVM() {
+	if nstest.InVM() {
 		rounds, size = 2, 3
 	}
 	for _, engine := range engines() {
