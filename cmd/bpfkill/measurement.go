@@ -165,7 +165,7 @@ func (m *measurement) window(w *window.Measured) {
 	reap := &m.result.Window.Reap
 	reap.Swapped, reap.Reaped, reap.LeftOut = w.Reap.Swapped, w.Reap.Reaped, leftOut(w.Reap.LeftOut)
 	if c := w.Corral; c != nil {
-		m.result.Window.Corral = report.Corral{CPU: c.CPU, Threads: c.Threads, Closed: c.Closed, LeftOut: leftOut(c.LeftOut)}
+		m.result.Window.Corral = report.Corral{CPU: c.CPU, Threads: c.Threads, Moves: c.Moves, Closed: c.Closed, LeftOut: leftOut(c.LeftOut)}
 	}
 }
 

@@ -33,10 +33,11 @@ type Reap struct {
 	LeftOut []Skipped `json:"left_out"`
 }
 
-// Corral is the one CPU that the kill set was confined to during the window.
+// Corral is the one CPU at a time that the kill set was confined to during the window.
 type Corral struct {
-	CPU     int  `json:"cpu"`
+	CPU     int  `json:"cpu"`     // when it was opened
 	Threads int  `json:"threads"` // confined; 0 where there was no corral
+	Moves   int  `json:"moves"`   // to another CPU while memory was freed, and back
 	Closed  bool `json:"closed"`  // nobody of the kill set was outside
 	// LeftOut are those of the kill set that could not be confined. They were
 	// killed all the same.

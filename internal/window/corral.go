@@ -31,7 +31,8 @@ type corral struct {
 	guardian *guardian
 	table    *table
 	cpu      int
-	confined affinity.Set // the CPU
+	other    int          // where it may move to, -1: nowhere
+	confined affinity.Set // the CPU on which it is closed
 	own      affinity.Set // the killer's, before
 
 	threads []corralled
@@ -39,6 +40,8 @@ type corral struct {
 	known   map[threadKey]bool
 	births  uint64
 	seenNS  uint64
+
+	mover *mover // nil where it stays
 
 	closed  bool // nobody of the kill set runs outside
 	leftOut map[waitgraph.KernelIdentity]unix.Errno
@@ -78,9 +81,15 @@ func prepareCorral(k Kernel, g *guardian) (*corral, error) {
 		return nil, err
 	}
 	c.confined = affinity.Only(c.cpu)
+	c.other = -1
+	if others := c.own.Without(c.cpu); others.Count() > 0 {
+		if c.other, err = chooseCPU(others, threads); err != nil {
+			return nil, err
+		}
+	}
 	// Room for those that are born until the corral is closed.
 	capacity := len(threads) + len(threads)/4 + 1024
-	if g.table, err = newTable(g.memfd, capacity, c.cpu); err != nil {
+	if g.table, err = newTable(g.memfd, capacity, c.cpu, c.other); err != nil {
 		return nil, err
 	}
 	c.table = g.table
@@ -138,7 +147,7 @@ func (c *corral) priority() uint32 {
 	p := uint32(fifoPriority)
 	for i := range c.threads {
 		if rt := c.threads[i].RTPriority; rt >= p {
-			p = min(rt+1, 99)
+			p = min(rt+1, maxPriority)
 		}
 	}
 	return p
@@ -190,10 +199,17 @@ func (c *corral) newcomers() error {
 	return nil
 }
 
+// confines reports whether a thread that may run there and nowhere else was put
+// there, or is the child of one who was. Where the corral has moved in the middle of
+// a fork, that is where it was.
+func (c *corral) confines(allowed *affinity.Set) bool {
+	return *allowed == c.confined || c.other >= 0 && *allowed == affinity.Only(c.other)
+}
+
 // inherited is what a thread that was born since should have instead of the
 // corral: what its process has, or its group, or its session.
 func (c *corral) inherited(t *affinity.Thread) affinity.Set {
-	if t.Allowed != c.confined {
+	if !c.confines(&t.Allowed) {
 		return t.Wanted
 	}
 	kin := []func(*affinity.Thread) bool{
@@ -278,7 +294,7 @@ func (c *corral) stragglers() error {
 	}
 	for i := range threads {
 		t := &threads[i]
-		if t.Allowed != c.confined || c.known[threadKey{t.Process, t.TID}] {
+		if !c.confines(&t.Allowed) || c.known[threadKey{t.Process, t.TID}] {
 			continue
 		}
 		if wanted := c.inherited(t); wanted != t.Wanted {
@@ -297,6 +313,9 @@ func (c *corral) outcome(victims []waitgraph.Process) *Corral {
 		return nil
 	}
 	out := &Corral{CPU: c.cpu, Closed: c.closed}
+	if c.mover != nil {
+		out.Moves = c.mover.moves
+	}
 	for i := range c.threads {
 		if c.threads[i].inside {
 			out.Threads++

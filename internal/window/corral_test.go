@@ -207,26 +207,25 @@ func TestStragglersAreLetOut(t *testing.T) {
 	everywhere := allCPUs(t)
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	cpu := 0
-	everywhere.Each(func(c int) { cpu = c })
-	confined := affinity.Only(cpu)
-	parent, child := startIdle(t), startIdle(t)
-	thread := func(p *idle, wanted affinity.Set) affinity.Thread {
+	cpu, other := -1, -1
+	everywhere.Each(func(c int) { cpu, other = c, cpu })
+	confined, before := affinity.Only(cpu), affinity.Only(other)
+	parent, child, older := startIdle(t), startIdle(t), startIdle(t)
+	thread := func(p *idle, allowed, wanted affinity.Set) affinity.Thread {
 		pid := int32(p.Process.Pid)
-		return affinity.Thread{Process: waitgraph.KernelIdentity{KernelPID: pid}, TID: pid, PID: pid, PGID: 7, Allowed: confined, Wanted: wanted}
-	}
-	for _, p := range []*idle{parent, child} {
-		if errno := affinity.Apply(int32(p.Process.Pid), &confined); errno != 0 {
+		if errno := affinity.Apply(pid, &allowed); errno != 0 {
 			t.Fatal(errno)
 		}
+		return affinity.Thread{Process: waitgraph.KernelIdentity{KernelPID: pid}, TID: pid, PID: pid, PGID: 7, Allowed: allowed, Wanted: wanted}
 	}
-	// The child is born confined: its own wish is the corral's CPU.
-	k := &fake{threads: []affinity.Thread{thread(parent, everywhere), thread(child, confined)}}
-	c := &corral{kernel: k, confined: confined, known: map[threadKey]bool{}}
+	// A child is born confined: its own wish is the corral's CPU, or where that was
+	// before it moved.
+	k := &fake{threads: []affinity.Thread{thread(parent, confined, everywhere), thread(child, confined, confined), thread(older, before, before)}}
+	c := &corral{kernel: k, confined: confined, other: other, known: map[threadKey]bool{}}
 	known := corralled{Thread: k.threads[0]}
 	c.threads, c.known[known.key()] = []corralled{known}, true
 	must(t, c.stragglers())
-	for p, want := range map[*idle]affinity.Set{parent: confined, child: everywhere} {
+	for p, want := range map[*idle]affinity.Set{parent: confined, child: everywhere, older: everywhere} {
 		if got, err := affinity.Get(p.Process.Pid); err != nil || got != want {
 			t.Errorf("%x, %v; want %x", got[0], err, want[0])
 		}
@@ -278,7 +277,7 @@ func TestTable(t *testing.T) {
 	if empty, err := openTable(memfd); empty != nil || err != nil {
 		t.Errorf("%v, %v of an empty file", empty, err)
 	}
-	w, err := newTable(memfd, 3, 5)
+	w, err := newTable(memfd, 3, 5, -1)
 	must(t, err)
 	defer w.unmap()
 	for i := range 4 {
@@ -292,7 +291,7 @@ func TestTable(t *testing.T) {
 	r, err := openTable(memfd)
 	must(t, err)
 	defer r.unmap()
-	if r.len() != 3 || r.head.cpu != 5 || !r.finished() || r.entries[2] != (tableEntry{12, 10, 9, 8, 2}) || r.wanted(2) != affinity.Only(2) {
+	if r.len() != 3 || r.head.cpu != 5 || r.head.other != -1 || !r.finished() || r.entries[2] != (tableEntry{12, 10, 9, 8, 2}) || r.wanted(2) != affinity.Only(2) {
 		t.Errorf("read %+v, %+v, %x", *r.head, r.entries, r.wanted(2))
 	}
 	must(t, memfd.Truncate(int64(len(r.memory)-1)))

@@ -32,6 +32,10 @@ func TestMain(m *testing.M) {
 		io.Copy(io.Discard, os.Stdin)
 		os.Exit(0)
 	}
+	if args := os.Getenv(pulseVariable); args != "" {
+		fmt.Fprintln(os.Stderr, pulse(args))
+		os.Exit(1)
+	}
 	if args := os.Getenv(dieVariable); args != "" {
 		if err := dyingKiller(args); err != nil {
 			fmt.Println(err)

@@ -56,8 +56,10 @@ type Measured struct {
 
 // Corral says who was confined.
 type Corral struct {
-	CPU     int
+	CPU     int // when it was opened
 	Threads int
+	// Moves is how often it went to another CPU while memory was freed.
+	Moves int
 	// Closed is unset where the kill set started threads outside faster than
 	// they could be confined.
 	Closed bool

@@ -15,6 +15,9 @@ import (
 // below whatever the administrator runs as real-time.
 const fifoPriority = 1
 
+// maxPriority is the highest real-time priority.
+const maxPriority = 99
+
 // stance is what the killer has changed about itself, to be undone.
 type stance struct {
 	undo   []func()
@@ -82,7 +85,7 @@ func (s *stance) promote(priority uint32) bool {
 	}
 	// Whoever is SCHED_FIFO already stays above its own other threads.
 	if old.Policy == unix.SCHED_FIFO || old.Policy == unix.SCHED_RR {
-		priority = min(max(priority, old.Priority+1), 99)
+		priority = min(max(priority, old.Priority+1), maxPriority)
 	}
 	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: priority}
 	if err := unix.SchedSetAttr(0, &fifo, 0); err != nil {

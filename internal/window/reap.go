@@ -19,10 +19,11 @@ import (
 )
 
 const (
-	// fifoLimit is how long the killer may have a processor to itself, up to the end
-	// of the early reap: the kernel takes it away after 950 ms
-	// (kernel.sched_rt_runtime_us).
+	// fifoLimit is how long the killer may have one processor to itself: the kernel
+	// takes it away after 950 ms (kernel.sched_rt_runtime_us).
 	fifoLimit = 800 * time.Millisecond
+	// reapLimit is how long it may reap where the corral moves.
+	reapLimit = 5 * time.Second
 	// sharedLimit bounds the look at memory maps, which takes a second for thousands
 	// of processes, and longer on a machine that is busy.
 	sharedLimit = 5 * time.Second
@@ -53,7 +54,8 @@ type reaper struct {
 	working sync.WaitGroup
 	start   int // eventfd
 	cpus    affinity.Set
-	procs   int // GOMAXPROCS before
+	procs   int    // GOMAXPROCS before
+	mover   *mover // nil: the corral stays where it is
 
 	next, done, reaped, stop uint32
 	out                      Reap
@@ -146,9 +148,10 @@ func (p *reaper) ready(own affinity.Set, corralCPU int) error {
 		return fmt.Errorf("eventfd: %w", err)
 	}
 	p.start = fd
-	// Each helper needs one of the Go runtime's processors beside the killer's.
-	if p.procs = runtime.GOMAXPROCS(0); p.procs < n+2 {
-		runtime.GOMAXPROCS(n + 2)
+	// Each helper needs one of the Go runtime's processors beside the killer's and
+	// its stand-in's.
+	if p.procs = runtime.GOMAXPROCS(0); p.procs < n+3 {
+		runtime.GOMAXPROCS(n + 3)
 	}
 	p.working.Add(n)
 	started := make(chan int)
@@ -161,6 +164,21 @@ func (p *reaper) ready(own affinity.Set, corralCPU int) error {
 		}
 	}
 	return nil
+}
+
+// prepareMoves lets the corral move while the killer reaps, whose priority is one
+// more than this. It stays where there is no other CPU, or no priority above.
+func (p *reaper) prepareMoves(c *corral, priority uint32) error {
+	if len(p.fds) == 0 || c.other < 0 || priority >= maxPriority {
+		return nil
+	}
+	var err error
+	p.mover, err = newMover(c, p.helpers, priority)
+	if errors.Is(err, unix.EPERM) {
+		return nil // nor may the killer, which says so
+	}
+	c.mover = p.mover
+	return err
 }
 
 // help is one helper, and tells its thread id, 0 if it cannot help. Its thread ends
@@ -183,18 +201,18 @@ func (p *reaper) help(started chan<- int) {
 			break
 		}
 	}
-	p.work(uint32(len(p.fds)), ^uint64(0))
+	p.work(uint32(len(p.fds)), never)
 }
 
-// work reaps those before end until nobody is left, the deadline is over or it is
-// told to stop.
+// work reaps those before end until nobody is left, some time is over or it is
+// told to stop. It reports whether somebody is left to whom it may come back.
 //
 //go:nosplit
-func (p *reaper) work(end uint32, deadline uint64) {
-	for atomic.LoadUint32(&p.stop) == 0 && clock() < deadline {
+func (p *reaper) work(end uint32, until uint64) bool {
+	for atomic.LoadUint32(&p.stop) == 0 && clock() < until {
 		i := atomic.LoadUint32(&p.next)
 		if i >= end {
-			return
+			return false
 		}
 		if !atomic.CompareAndSwapUint32(&p.next, i, i+1) {
 			continue
@@ -204,24 +222,37 @@ func (p *reaper) work(end uint32, deadline uint64) {
 		}
 		atomic.AddUint32(&p.done, 1)
 	}
+	return atomic.LoadUint32(&p.stop) == 0 && atomic.LoadUint32(&p.next) < end
 }
 
-// run reaps until the deadline, on CLOCK_MONOTONIC. For what only the helpers do
-// the killer waits without giving its processor away.
+// run reaps until the last deadline, on CLOCK_MONOTONIC; until the first, where the
+// corral does not move. For what only the helpers do the killer waits without giving
+// its processor away.
 //
 //go:nosplit
-func (p *reaper) run(deadline uint64) {
+func (p *reaper) run(deadline, last uint64) {
 	if len(p.fds) == 0 {
 		return
 	}
-	if len(p.helpers) == 0 {
-		p.work(uint32(len(p.fds)), deadline)
-		return
+	own := len(p.fds) // that the killer may reap itself
+	if len(p.helpers) > 0 {
+		own = p.asleep
 	}
 	p.wake(p.early)
-	p.work(uint32(p.asleep), deadline)
-	p.favour()
+	for p.work(uint32(own), min(deadline, p.mover.due())) && clock() < deadline {
+		if clock() >= p.mover.due() {
+			deadline = p.mover.move(deadline, last)
+		}
+	}
+	if len(p.helpers) > 0 {
+		p.favour()
+	}
+	// They may have to do with one that holds its own memory map, and will not let go.
+	last = min(last, clock()+uint64(fifoLimit))
 	for atomic.LoadUint32(&p.done) < uint32(len(p.fds)) && clock() < deadline {
+		if clock() >= p.mover.due() {
+			deadline = p.mover.move(deadline, last)
+		}
 	}
 	atomic.StoreUint32(&p.stop, 1)
 }
@@ -256,6 +287,7 @@ func (p *reaper) wake(n int) {
 // not waited for.
 func (p *reaper) end() Reap {
 	atomic.StoreUint32(&p.stop, 1)
+	p.mover.end()
 	if p.start >= 0 {
 		p.wake(len(p.helpers)) // once too often does no harm
 		runtime.GOMAXPROCS(p.procs)

@@ -26,6 +26,7 @@ type tableHead struct {
 	capacity uint32
 	words    uint32 // of a mask
 	cpu      uint32 // where they are put
+	other    int32  // where they may be taken from there, -1: nowhere
 	beganNS  uint64 // CLOCK_BOOTTIME
 	done     uint32 // nothing is left to restore
 	_        uint32
@@ -42,7 +43,7 @@ func tableBytes(capacity, words uint32) int {
 
 // newTable makes room for so many threads in an empty memfd. The caller unmaps
 // it.
-func newTable(memfd *os.File, capacity int, cpu int) (*table, error) {
+func newTable(memfd *os.File, capacity int, cpu, other int) (*table, error) {
 	words := maskWords()
 	size := tableBytes(uint32(capacity), words)
 	if err := memfd.Truncate(int64(size)); err != nil {
@@ -52,7 +53,7 @@ func newTable(memfd *os.File, capacity int, cpu int) (*table, error) {
 	if err != nil {
 		return nil, err
 	}
-	*t.head = tableHead{capacity: uint32(capacity), words: words, cpu: uint32(cpu), beganNS: bootTimeNS()}
+	*t.head = tableHead{capacity: uint32(capacity), words: words, cpu: uint32(cpu), other: int32(other), beganNS: bootTimeNS()}
 	t.layOut()
 	return t, nil
 }

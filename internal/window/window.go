@@ -268,9 +268,9 @@ func (r *run) window() (opened bool, err error) {
 	if err != nil {
 		late.detail(fmt.Sprintf("no early reap: %v", err))
 	}
-	defer func() { r.out.Window.Reap = reaper.end() }()
 	stance := raise(late.warn, late.detail)
 	defer stance.lower()
+	defer func() { r.out.Window.Reap = reaper.end() }()
 	if r.guardian != nil {
 		_ = r.guardian.awaitReady(guardianPatience) // prepareCorral says what it says
 	}
@@ -284,7 +284,8 @@ func (r *run) window() (opened bool, err error) {
 	blocked := blockSignals()
 	shot.fire()
 	if r.corral.holds() && shot.failed == 0 {
-		reaper.run(began + uint64(fifoLimit))
+		reaper.run(began+uint64(fifoLimit), began+uint64(reapLimit))
+		r.corral.mover.settle()
 	}
 	atomic.StoreUint64(shot.released, clock())
 	setSignals(&blocked, nil)
@@ -349,9 +350,16 @@ func (r *run) confine(s *stance, reaper *reaper) (began uint64) {
 		} else {
 			priority = c.priority()
 			s.note("early reap by one thread only", reaper.ready(c.own, c.cpu))
+			s.note("the corral stays on one CPU", reaper.prepareMoves(c, priority))
+			if c.mover != nil {
+				priority++
+			}
 		}
 	}
 	began = clock()
+	if reaper.mover != nil {
+		reaper.mover.next = began + uint64(turn)
+	}
 	if !s.promote(priority) || c == nil {
 		return began
 	}
@@ -375,4 +383,4 @@ func (r *run) measured(s *shot, began, released, open uint64) {
 }
 
 // armGrace keeps the tripwire armed beyond the wait for exits, until Disarm.
-const armGrace = 2 * time.Second
+const armGrace = reapLimit + 2*time.Second

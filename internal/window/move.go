@@ -1,0 +1,234 @@
+package window
+
+import (
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/affinity"
+)
+
+const (
+	// turn is how long the corral stays on one CPU. Whoever waits for that CPU and
+	// finds no other waits no longer than that and a move take.
+	turn = 40 * time.Millisecond
+	// restPerMove is how many times as long as a move the corral stays at least: no
+	// other thread of the kill set's size has the two CPUs for long.
+	restPerMove = 10
+	// standInPatience is how long the killer waits for its stand-in to come on. A task
+	// of a higher real-time priority may have the CPU.
+	standInPatience = 20 * time.Millisecond
+)
+
+// mover takes the corral from one CPU to another and back while the killer reaps.
+// The kernel finds those who wait for the corral's CPU only late, or not at all: its
+// load balancer looks at 32 threads of a run queue, and those of the kill set, which
+// may not go, are before them (can_migrate_task, Linux 5.10 … 7.2).
+//
+// No target may run on the way. So the new CPU is taken first, by a thread that
+// stands in for the killer there; then the threads move, then the killer, which
+// goes before its stand-in. Until the next move that one is runnable, and does not
+// run.
+//
+// Nobody is moved who runs: the killer would sleep until the kernel has stopped him,
+// and leave its CPU to the targets.
+type mover struct {
+	corral  *corral
+	helpers []int
+	cpus    [2]int
+	sets    [2]affinity.Set // of one CPU each
+	others  [2]affinity.Set // the killer's own without that one: for the helpers
+	at      int             // which of the two the corral is on
+
+	tid   int32 // the stand-in's
+	start int   // eventfd
+	ended chan struct{}
+	want  int32 // the CPU that it is to hold, and 1; 0: none
+	here  int32 // the same of the one that it holds; it writes that itself
+	stop  uint32
+
+	next  uint64 // when it is to move, on CLOCK_MONOTONIC
+	moves int
+}
+
+const never = ^uint64(0)
+
+// newMover starts the stand-in. The killer must have a higher priority than that one.
+func newMover(c *corral, helpers []int, priority uint32) (*mover, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("eventfd: %w", err)
+	}
+	m := &mover{
+		corral: c, helpers: helpers, cpus: [2]int{c.cpu, c.other}, start: fd,
+		ended: make(chan struct{}),
+	}
+	for i, cpu := range m.cpus {
+		m.sets[i], m.others[i] = affinity.Only(cpu), c.own.Without(cpu)
+	}
+	started := make(chan error)
+	go m.standIn(priority, started)
+	if err := <-started; err != nil {
+		m.end()
+		return nil, err
+	}
+	return m, nil
+}
+
+// standIn is the thread. It ends with the goroutine, unless it is the process's
+// first, which the Go runtime keeps.
+func (m *mover) standIn(priority uint32, started chan<- error) {
+	defer close(m.ended)
+	runtime.LockOSThread()
+	blockSignals()
+	m.tid = int32(unix.Gettid())
+	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: priority}
+	if err := unix.SchedSetAttr(0, &fifo, 0); err != nil {
+		started <- fmt.Errorf("SCHED_FIFO: %w", err)
+		return
+	}
+	ordinary := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}
+	defer affinity.Apply(0, &m.corral.own)
+	defer unix.SchedSetAttr(0, &ordinary, 0)
+	// It waits where nobody of a higher priority is: there the killer will be.
+	if errno := affinity.Apply(0, &m.sets[0]); errno != 0 {
+		started <- fmt.Errorf("CPU %d: %w", m.cpus[0], errno)
+		return
+	}
+	started <- nil
+	m.serve()
+}
+
+// serve takes CPUs until it is told to stop. It has no use for the Go scheduler, whose
+// threads may have to wait for the killer's CPU: it keeps its place there while it
+// sleeps, and the world cannot be stopped until it ends.
+//
+//go:nosplit
+func (m *mover) serve() {
+	for atomic.LoadUint32(&m.stop) == 0 {
+		var b [8]byte
+		unix.RawSyscall(unix.SYS_READ, uintptr(m.start), uintptr(unsafe.Pointer(&b)), uintptr(len(b)))
+		m.hold()
+	}
+}
+
+// hold has the CPU as long as that is wanted. A mismatch may mean that the thread was
+// moved after it had asked where it is: it asks again.
+//
+//go:nosplit
+func (m *mover) hold() {
+	for strikes := 0; strikes < 2 && atomic.LoadUint32(&m.stop) == 0; strikes++ {
+		var cpu uint32
+		unix.RawSyscall(unix.SYS_GETCPU, uintptr(unsafe.Pointer(&cpu)), 0, 0)
+		if atomic.LoadInt32(&m.want) == int32(cpu)+1 {
+			atomic.StoreInt32(&m.here, int32(cpu)+1)
+			strikes = -1
+		}
+	}
+}
+
+// due is when the corral is to move, on CLOCK_MONOTONIC.
+//
+//go:nosplit
+func (m *mover) due() uint64 {
+	if m == nil {
+		return never
+	}
+	return m.next
+}
+
+// move takes the corral to the other CPU, unless the stand-in cannot have that for
+// now. It is the last time where somebody's cpusets have changed meanwhile. It
+// returns how long the killer may go on: longer, where it has moved, but not beyond
+// the last deadline.
+//
+//go:nosplit
+func (m *mover) move(deadline, last uint64) uint64 {
+	began := clock()
+	came := m.send()
+	went := came && m.carryAll(1-m.at)
+	now := clock()
+	m.next = now + max(uint64(turn), restPerMove*(now-began))
+	switch {
+	case went:
+		m.at = 1 - m.at
+		m.moves++
+		return min(last, now+uint64(fifoLimit))
+	case came:
+		m.carryAll(m.at)
+		m.next = never
+	}
+	atomic.StoreInt32(&m.want, 0)
+	return deadline
+}
+
+// send has the stand-in take the other CPU, and reports whether it did.
+//
+//go:nosplit
+func (m *mover) send() bool {
+	there := int32(m.cpus[1-m.at]) + 1
+	atomic.StoreInt32(&m.here, 0)
+	atomic.StoreInt32(&m.want, there)
+	affinity.Apply(m.tid, &m.sets[1-m.at])
+	m.wake() // where it has never run, or was given up
+	give := clock() + uint64(standInPatience)
+	for atomic.LoadInt32(&m.here) != there {
+		if clock() > give {
+			return false
+		}
+	}
+	return true
+}
+
+// carryAll takes the helpers out of the way, and the threads of the corral and then the
+// killer to a CPU. It reports false where one of them may not be there.
+//
+//go:nosplit
+func (m *mover) carryAll(to int) bool {
+	for _, tid := range m.helpers {
+		affinity.Apply(int32(tid), &m.others[to])
+	}
+	for i := range m.corral.threads {
+		if t := &m.corral.threads[i]; t.inside {
+			if errno := affinity.Apply(t.TID, &m.sets[to]); errno != 0 && errno != unix.ESRCH {
+				return false
+			}
+		}
+	}
+	return affinity.Apply(0, &m.sets[to]) == 0
+}
+
+// wake lets the stand-in go, to a CPU or to its end.
+//
+//go:nosplit
+func (m *mover) wake() {
+	count := uint64(1)
+	unix.RawSyscall(unix.SYS_WRITE, uintptr(m.start), uintptr(unsafe.Pointer(&count)), 8)
+}
+
+// settle says that the corral stays where it is now. The stand-in ends as soon as it
+// gets a CPU.
+//
+//go:nosplit
+func (m *mover) settle() {
+	if m == nil {
+		return
+	}
+	atomic.StoreUint32(&m.stop, 1)
+	m.corral.cpu = m.cpus[m.at]
+}
+
+// end ends the stand-in.
+func (m *mover) end() {
+	if m == nil {
+		return
+	}
+	atomic.StoreUint32(&m.stop, 1)
+	m.wake()
+	<-m.ended
+	unix.Close(m.start)
+}

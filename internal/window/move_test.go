@@ -1,0 +1,331 @@
+package window
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/affinity"
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
+)
+
+// pulseVariable makes this binary a process that counts in a file that it shares, as
+// fast as it can: "cpu priority path", -1 for any CPU, 0 for no real-time priority.
+const pulseVariable = "BPFKILL_WINDOW_PULSE"
+
+// pulseLimit is how long one of a real-time priority runs at most.
+const pulseLimit = 10 * time.Second
+
+func pulse(args string) error {
+	runtime.LockOSThread()
+	var cpu int
+	var priority uint32
+	var path string
+	if _, err := fmt.Sscan(args, &cpu, &priority, &path); err != nil {
+		return err
+	}
+	if cpu >= 0 {
+		only := affinity.Only(cpu)
+		if errno := affinity.Apply(0, &only); errno != 0 {
+			return errno
+		}
+	}
+	limit := never
+	if priority > 0 {
+		attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: priority}
+		if err := unix.SchedSetAttr(0, &attr, 0); err != nil {
+			return err
+		}
+		limit = clock() + uint64(pulseLimit)
+	}
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	mem, err := unix.Mmap(int(f.Fd()), 0, 8, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	for count := (*uint64)(unsafe.Pointer(&mem[0])); clock() < limit; {
+		atomic.AddUint64(count, 1)
+	}
+	return errors.New("that was long enough")
+}
+
+// runner is such a process, which lives until the test ends.
+type runner struct {
+	*exec.Cmd
+	count *uint64
+}
+
+func startRunner(t *testing.T, cpu int, priority uint32) *runner {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "count")
+	must(t, os.WriteFile(path, make([]byte, 8), 0o600))
+	f, err := os.Open(path)
+	must(t, err)
+	defer f.Close()
+	mem, err := unix.Mmap(int(f.Fd()), 0, 8, unix.PROT_READ, unix.MAP_SHARED)
+	must(t, err)
+	t.Cleanup(func() { must(t, unix.Munmap(mem)) })
+	r := &runner{exec.Command("/proc/self/exe"), (*uint64)(unsafe.Pointer(&mem[0]))}
+	r.Env = append(os.Environ(), fmt.Sprintf("%s=%d %d %s", pulseVariable, cpu, priority, path))
+	r.Stderr = os.Stderr
+	must(t, r.Start())
+	t.Cleanup(func() {
+		r.Process.Kill()
+		r.Wait()
+	})
+	eventually(t, "it counts", func() bool { return r.counted() > 0 })
+	return r
+}
+
+func (r *runner) counted() uint64 { return atomic.LoadUint64(r.count) }
+
+// held is a corral around processes that nobody signals, in which the killer reaps,
+// again and again, what is none.
+type held struct {
+	*corral
+	reaper *reaper
+	stance *stance
+}
+
+// hold prepares it; close closes it, and free undoes both.
+func hold(t *testing.T, pids ...int) *held {
+	t.Helper()
+	k := newKernel(t)
+	all := processes(t, k)
+	victims := byPID(all, pids...)
+	must(t, k.Doom(victims))
+	_, err := k.Inherit(func(waitgraph.KernelIdentity) bool { return true })
+	must(t, err)
+	g, err := startGuardian()
+	must(t, err)
+	t.Cleanup(func() { must(t, g.dismiss()) })
+	c, err := prepareCorral(k, g)
+	must(t, err)
+	procs := runtime.GOMAXPROCS(8)
+	t.Cleanup(func() { runtime.GOMAXPROCS(procs) })
+	return &held{c, &reaper{fds: slices.Repeat([]int{-1}, 1<<16), start: -1}, nil}
+}
+
+func (h *held) close(t *testing.T, moves bool) {
+	t.Helper()
+	h.stance = raise(func(s string) { t.Error(s) }, func(string) {})
+	if moves {
+		must(t, h.reaper.prepareMoves(h.corral, h.priority()))
+	}
+	if !h.stance.promote(h.priority() + 1) {
+		t.Fatal("no SCHED_FIFO")
+	}
+	if err := h.corral.close(time.Now()); err != nil || !h.closed {
+		h.free(t)
+		t.Fatalf("not closed: %v", err)
+	}
+}
+
+// wait is what the killer does for some time. It returns how far each of some was
+// counted meanwhile. Between the two looks at the counts is no call but of functions
+// without stack checks: it leaves the Go scheduler out, as a window does.
+func (h *held) wait(d time.Duration, runners ...*runner) []uint64 {
+	counts, ran := make([]*uint64, len(runners)), make([]uint64, len(runners))
+	for i, r := range runners {
+		counts[i] = r.count
+	}
+	blocked := blockSignals()
+	end := clock() + uint64(d)
+	for i, count := range counts {
+		ran[i] -= *count
+	}
+	if h.mover != nil {
+		h.mover.next = clock() + uint64(turn)
+	}
+	for clock() < end {
+		h.reaper.next, h.reaper.done, h.reaper.stop = 0, 0, 0
+		h.reaper.run(min(end, clock()+uint64(fifoLimit)), end)
+	}
+	for i, count := range counts {
+		ran[i] += *count
+	}
+	setSignals(&blocked, nil)
+	return ran
+}
+
+func (h *held) free(t *testing.T) {
+	t.Helper()
+	h.mover.settle()
+	h.leave()
+	h.stance.demote()
+	must(t, h.open())
+	h.reaper.end()
+	h.stance.lower()
+	requireOwnTrace(t)
+}
+
+// requireOwnTrace fails where a thread of this process has kept a policy or a CPU.
+func requireOwnTrace(t *testing.T) {
+	t.Helper()
+	everywhere := allCPUs(t)
+	tasks, err := os.ReadDir("/proc/self/task")
+	must(t, err)
+	for _, task := range tasks {
+		var tid int
+		_, err := fmt.Sscan(task.Name(), &tid)
+		must(t, err)
+		attr, err := unix.SchedGetAttr(tid, 0)
+		if errors.Is(err, unix.ESRCH) {
+			continue
+		}
+		must(t, err)
+		if cpus, err := affinity.Get(tid); err == nil && (attr.Policy != unix.SCHED_NORMAL || cpus != everywhere) {
+			t.Errorf("thread %d of the killer has kept policy %d, CPUs %x", tid, attr.Policy, cpus[0])
+		}
+	}
+}
+
+// TestCorralMoves: those who wait for the corral's CPU get it, and still no target
+// runs; for longer than the kernel would let one thread have a CPU for itself. Where it
+// stays, they wait in vain.
+func TestCorralMoves(t *testing.T) {
+	for _, moves := range []bool{true, false} {
+		t.Run(fmt.Sprint(moves), func(t *testing.T) {
+			allCPUs(t)
+			var targets []*runner
+			var pids []int
+			for range 3 {
+				r := startRunner(t, -1, 0)
+				targets, pids = append(targets, r), append(pids, r.Process.Pid)
+			}
+			for range 10 {
+				pids = append(pids, startIdle(t).Process.Pid)
+			}
+			h := hold(t, pids...)
+			beside := []*runner{startRunner(t, h.cpu, 0), startRunner(t, h.other, 0)}
+			h.close(t, moves)
+			long := 2500 * time.Millisecond
+			if !moves {
+				long = 300 * time.Millisecond
+			}
+			ran := h.wait(long, append(targets, beside...)...)
+			h.free(t)
+			if ran[0] != 0 || ran[1] != 0 || ran[2] != 0 {
+				t.Errorf("the targets counted %v in the corral", ran[:3])
+			}
+			if moves != (ran[3] > 0) || ran[4] == 0 {
+				t.Errorf("beside it were counted %v", ran[3:])
+			}
+			if out := h.outcome(nil); (out.Moves > 0) != moves {
+				t.Errorf("%d moves", out.Moves)
+			} else {
+				t.Logf("%d moves, counted on the two CPUs: %v", out.Moves, ran[3:])
+			}
+			for _, r := range targets {
+				was := r.counted()
+				eventually(t, "it runs again", func() bool { return r.counted() > was })
+				if got, err := affinity.Get(r.Process.Pid); err != nil || got != allCPUs(t) {
+					t.Errorf("a target may run on %x now, %v", got[0], err)
+				}
+			}
+		})
+	}
+}
+
+// TestCorralStays where a cpuset forbids somebody the other CPU: all are where they
+// were, and no move is tried again.
+func TestCorralStays(t *testing.T) {
+	allCPUs(t)
+	first, bound, last := startRunner(t, -1, 0), startRunner(t, -1, 0), startRunner(t, -1, 0)
+	cpu := -1
+	cpus := allCPUs(t)
+	cpus.Each(func(c int) { cpu = c })
+	moveInto(t, cpusetOf(t, cpu), bound.Process.Pid)
+	h := hold(t, first.Process.Pid, bound.Process.Pid, last.Process.Pid)
+	if h.cpu != cpu {
+		t.Fatalf("a corral on CPU %d, want %d, where all may run", h.cpu, cpu)
+	}
+	h.close(t, true)
+	ran := h.wait(5*turn, first, bound, last)
+	next, moves := h.mover.next, h.mover.moves
+	where, err := affinity.Get(0)
+	must(t, err)
+	for _, r := range []*runner{first, bound, last} {
+		if got, err := affinity.Get(r.Process.Pid); err != nil || got != affinity.Only(cpu) {
+			t.Errorf("a target may run on %x, %v", got[0], err)
+		}
+	}
+	h.free(t)
+	if moves != 0 || next != never || where != affinity.Only(cpu) {
+		t.Errorf("%d moves, the next at %d, the killer may run on %x", moves, next, where[0])
+	}
+	if slices.Max(ran) != 0 {
+		t.Errorf("targets counted %d in a corral that stayed", ran)
+	}
+	bound.Process.Kill()
+	bound.Wait() // a zombie stays in its cgroup
+}
+
+// TestCorralWaitsForTheCPU: somebody of a higher priority has the other CPU. The
+// corral stays, and moves when it can.
+func TestCorralWaitsForTheCPU(t *testing.T) {
+	allCPUs(t)
+	target := startRunner(t, -1, 0)
+	h := hold(t, target.Process.Pid)
+	// Not there: this thread would have to wait, too.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	here := affinity.Only(h.cpu)
+	must(t, errnoError(affinity.Apply(0, &here)))
+	defer affinity.Apply(0, &h.own)
+	busy := startRunner(t, h.other, 50)
+	h.close(t, true)
+	ran := h.wait(3*turn, target)
+	stayed := h.mover.moves
+	unix.Kill(busy.Process.Pid, unix.SIGKILL)
+	ran = append(ran, h.wait(500*time.Millisecond, target)...)
+	moved := h.mover.moves
+	h.free(t)
+	if stayed != 0 || moved == 0 || slices.Max(ran) != 0 {
+		t.Errorf("%d moves while the CPU was taken, %d after that, the target counted %d", stayed, moved, ran)
+	}
+}
+
+// TestGuardianKnowsBoth CPUs of a corral that moves.
+func TestGuardianKnowsBoth(t *testing.T) {
+	everywhere := allCPUs(t)
+	var cpus []int
+	everywhere.Each(func(cpu int) { cpus = append(cpus, cpu) })
+	fd, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
+	must(t, err)
+	memfd := os.NewFile(uintptr(fd), "test")
+	defer memfd.Close()
+	table, err := newTable(memfd, 2, cpus[0], cpus[1])
+	must(t, err)
+	defer table.unmap()
+	procs := []*idle{startIdle(t), startIdle(t)}
+	for i, p := range procs {
+		pid := int32(p.Process.Pid)
+		if !table.add(&affinity.Thread{TID: pid, PID: pid}, &everywhere, bootTimeNS()) {
+			t.Fatal("no room")
+		}
+		confined := affinity.Only(cpus[i])
+		if errno := affinity.Apply(pid, &confined); errno != 0 {
+			t.Fatal(errno)
+		}
+	}
+	newRestorer(table).recorded()
+	for i, p := range procs {
+		if got, err := affinity.Get(p.Process.Pid); err != nil || got != everywhere {
+			t.Errorf("process %d may run on %x, %v", i, got[0], err)
+		}
+	}
+}
