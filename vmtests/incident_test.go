@@ -165,9 +165,9 @@ func stageIncident(t *testing.T, set *incidentSettings, arch Arch, k Kernel, ini
 		result.Clock = incident.InstructionClock
 	}
 	result.Date = begin.UTC().Format(time.DateOnly)
-	t.Logf("Linux %s, %s: %d pages swapped in (%d major faults by the woken, %d by the dying), %d ran, heartbeat gap %.0f ms at %.0f ms (quiet %.0f), gone after %.0f ms, calm after %.0f ms, PSI full %d ms; boot to verdict %.0f s",
+	t.Logf("Linux %s, %s: %d pages swapped in (%d major faults by the woken, %d by the dying), %d ran, heartbeat gap %.0f ms at %.0f ms (%.0f ms of it in wait for CPU %d, %d major faults; quiet %.0f), gone after %.0f ms, calm after %.0f ms, PSI full %d ms; boot to verdict %.0f s",
 		result.Kernel, strategy, result.SwapInPages, result.FaultsWoken, result.FaultsDying, result.RanUserCode,
-		result.HeartbeatGapMS, result.HeartbeatGapAtMS, result.QuietGapMS, result.GoneMS, result.CalmMS, result.PSIFullUS/1000, booted.total.Seconds())
+		result.HeartbeatGapMS, result.HeartbeatGapAtMS, result.HeartbeatGapWaitMS, result.HeartbeatGapCPU, result.HeartbeatGapFaults, result.QuietGapMS, result.GoneMS, result.CalmMS, result.PSIFullUS/1000, booted.total.Seconds())
 	return result
 }
 

@@ -1,10 +1,12 @@
 package incident
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"sync/atomic"
 	"testing"
@@ -12,6 +14,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/affinity"
 )
 
 // heartbeatVariable names the file that a process with this variable in its
@@ -22,33 +26,72 @@ const (
 	beatEvery  = 10 * time.Millisecond
 	beatBytes  = 4 << 20 // that are touched at each
 	maximum    = 1 << 16 // beats
-	beatsBytes = maximum * 8
+	beatsBytes = maximum * unsafe.Sizeof(beat{})
 )
 
-// beat touches this process's own memory every 10 ms and writes down when. It
+// beat is one of the heartbeat's, which writes at last.
+type beat struct {
+	waited int64 // for a processor, since its start, ns
+	faults int32 // major, since its start
+	cpu    int32 // that it runs on
+	at     int64 // now()
+}
+
+// beats touches this process's own memory every 10 ms and writes down when. It
 // is an ordinary process that runs all the time and may be paged out like any
 // other.
-func beat(path string) error {
+func beats(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
-	shared, err := unix.Mmap(int(f.Fd()), 0, beatsBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	shared, err := unix.Mmap(int(f.Fd()), 0, int(beatsBytes), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return err
 	}
 	debug.SetGCPercent(-1)
+	runtime.LockOSThread()
+	stat, err := os.Open("/proc/thread-self/schedstat")
+	if err != nil {
+		return err
+	}
 	own := make([]byte, beatBytes)
 	next := now()
 	for i := range maximum {
 		for j := 0; j < len(own); j += 4096 {
 			own[j]++
 		}
-		atomic.StoreInt64((*int64)(unsafe.Pointer(&shared[i*8])), now())
+		b := beatAt(shared, i)
+		if err := b.fill(int(stat.Fd())); err != nil {
+			return err
+		}
+		atomic.StoreInt64(&b.at, now())
 		next = max(next+int64(beatEvery), now())
 		sleepUntil(next)
 	}
 	return fmt.Errorf("%d beats are all there is room for", maximum)
+}
+
+// fill asks the kernel about the calling thread, whose /proc/PID/schedstat is open.
+func (b *beat) fill(stat int) error {
+	var text [64]byte // ns on a processor, ns of waiting for one, time slices
+	if _, err := unix.Pread(stat, text[:], 0); err != nil {
+		return fmt.Errorf("schedstat: %w", err)
+	}
+	_, waited, _ := bytes.Cut(text[:], []byte{' '})
+	b.waited = int64(number(waited, ""))
+	var usage unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_THREAD, &usage); err != nil {
+		return fmt.Errorf("getrusage: %w", err)
+	}
+	b.faults = int32(usage.Majflt)
+	cpu, err := affinity.CPU()
+	b.cpu = int32(cpu)
+	return err
+}
+
+func beatAt(shared []byte, i int) *beat {
+	return (*beat)(unsafe.Pointer(&shared[uintptr(i)*unsafe.Sizeof(beat{})]))
 }
 
 // heart is the other side: it sees the beats of a process.
@@ -83,31 +126,37 @@ func startHeart(t *testing.T) *heart {
 	return h
 }
 
-func (h *heart) at(i int) int64 {
-	return atomic.LoadInt64((*int64)(unsafe.Pointer(&h.beats[i*8])))
+func (h *heart) at(i int) int64 { return atomic.LoadInt64(&beatAt(h.beats, i).at) }
+
+// gap is a time without a beat.
+type gap struct {
+	begin, length int64 // ns
+	// Of it: how long the heartbeat waited for a processor, its major faults, and
+	// where it ran afterwards. Of a gap that had not ended nothing is known.
+	waited int64
+	faults int32
+	cpu    int32
 }
 
-// longestGap is the longest time without a beat that reached into from…to, and
-// when it began after from; both in milliseconds.
-func (h *heart) longestGap(from, to int64) (gap, at float64) {
-	var longest, begin, last int64
-	take := func(beat int64) {
-		if beat-last > longest {
-			longest, begin = beat-last, last
-		}
-	}
+// longestGap is the longest time without a beat that reached into from…to.
+func (h *heart) longestGap(from, to int64) gap {
+	var longest gap
+	last := -1
 	for i := range maximum {
-		beat := h.at(i)
-		if beat == 0 || beat > to {
+		at := h.at(i)
+		if at == 0 || at > to {
 			break
 		}
-		if last != 0 && beat > from {
-			take(beat)
+		if last >= 0 && at > from && at-h.at(last) > longest.length {
+			before, after := beatAt(h.beats, last), beatAt(h.beats, i)
+			longest = gap{before.at, after.at - before.at, after.waited - before.waited, after.faults - before.faults, after.cpu}
 		}
-		last = beat
+		last = i
 	}
-	take(to)
-	return ms(longest), ms(begin - from)
+	if last >= 0 && to-h.at(last) > longest.length {
+		longest = gap{begin: h.at(last), length: to - h.at(last), cpu: -1}
+	}
+	return longest
 }
 
 // now is CLOCK_MONOTONIC in nanoseconds.

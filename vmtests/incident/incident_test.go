@@ -13,7 +13,7 @@ import (
 
 func TestMain(m *testing.M) {
 	if path := os.Getenv(heartbeatVariable); path != "" {
-		fmt.Fprintln(os.Stderr, "heartbeat:", beat(path))
+		fmt.Fprintln(os.Stderr, "heartbeat:", beats(path))
 		os.Exit(1)
 	}
 	if os.Getenv(squeezeVariable) != "" {
@@ -76,7 +76,7 @@ func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result 
 	sleepUntil(quiet + int64(2*time.Second))
 	before := readCounters(t)
 	begin := now()
-	r.QuietGapMS, _ = heart.longestGap(quiet, begin)
+	r.QuietGapMS = ms(heart.longestGap(quiet, begin).length)
 
 	done := make(chan killed, 1)
 	go func() { done <- killer() }()
@@ -84,7 +84,9 @@ func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result 
 	end := rec.untilCalm(t, done)
 
 	after := readCounters(t)
-	r.HeartbeatGapMS, r.HeartbeatGapAtMS = heart.longestGap(begin, end)
+	gap := heart.longestGap(begin, end)
+	r.HeartbeatGapMS, r.HeartbeatGapAtMS = ms(gap.length), ms(gap.begin-begin)
+	r.HeartbeatGapWaitMS, r.HeartbeatGapFaults, r.HeartbeatGapCPU = ms(gap.waited), int(gap.faults), int(gap.cpu)
 	r.SwapInPages = after.swapIns - before.swapIns
 	r.SwapOutPages = after.swapOuts - before.swapOuts
 	r.MajorFaults = after.majorFaults - before.majorFaults

@@ -60,6 +60,11 @@ type Result struct {
 	QuietGapMS     float64 `json:"quiet_gap_ms"`
 	// HeartbeatGapAtMS is when that longest time began.
 	HeartbeatGapAtMS float64 `json:"heartbeat_gap_at_ms"`
+	// Of it, how long the heartbeat waited for a processor, its major faults, and
+	// the processor that it got then.
+	HeartbeatGapWaitMS float64 `json:"heartbeat_gap_wait_ms"`
+	HeartbeatGapFaults int     `json:"heartbeat_gap_faults"`
+	HeartbeatGapCPU    int     `json:"heartbeat_gap_cpu"`
 	// GoneMS is when the last process that the strategy kills was gone, and
 	// CalmMS when the last page was swapped in; 0 for none.
 	GoneMS    float64 `json:"gone_ms"`
