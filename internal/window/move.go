@@ -15,7 +15,7 @@ import (
 const (
 	// turn is how long the corral stays on one CPU. Whoever waits for that CPU and
 	// finds no other waits no longer than that and a move take.
-	turn = 40 * time.Millisecond
+	turn = 20 * time.Millisecond
 	// restPerMove is how many times as long as a move the corral stays at least: no
 	// other thread of the kill set's size has the two CPUs for long.
 	restPerMove = 10
