@@ -67,7 +67,10 @@ func beats(path string) error {
 		}
 		atomic.StoreInt64(&b.at, now())
 		next = max(next+int64(beatEvery), now())
-		sleepUntil(next)
+		// Not by sleepUntil: the Go scheduler, asked for a place after it, may take longer
+		// than the kernel's.
+		ts := unix.NsecToTimespec(next)
+		unix.RawSyscall6(unix.SYS_CLOCK_NANOSLEEP, unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
 	}
 	return fmt.Errorf("%d beats are all there is room for", maximum)
 }
