@@ -313,8 +313,9 @@ func (c *corral) outcome(victims []waitgraph.Process) *Corral {
 		return nil
 	}
 	out := &Corral{CPU: c.cpu, Closed: c.closed}
+	closedOn := c.cpu
 	if c.mover != nil {
-		out.Moves = c.mover.moves
+		out.Moves, closedOn = c.mover.moves, c.mover.cpus[0]
 	}
 	for i := range c.threads {
 		if c.threads[i].inside {
@@ -325,7 +326,7 @@ func (c *corral) outcome(victims []waitgraph.Process) *Corral {
 		if errno, ok := c.leftOut[victims[i].KernelIdentity()]; ok {
 			why := fmt.Errorf("confine it: %w", errno)
 			if errno == unix.EINVAL {
-				why = fmt.Errorf("a cpuset forbids it CPU %d", c.cpu)
+				why = fmt.Errorf("a cpuset forbids it CPU %d", closedOn)
 			}
 			out.LeftOut = append(out.LeftOut, Failure{victims[i], why})
 		}

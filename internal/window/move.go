@@ -13,15 +13,16 @@ import (
 )
 
 const (
-	// turn is how long the corral stays on one CPU. Whoever waits for that CPU and
-	// finds no other waits no longer than that and a move take.
+	// turn is how long the corral stays on one CPU, where a move takes no more than a
+	// tenth of that. Whoever waits for that CPU and finds no other waits as long as
+	// that, a move, and the call of process_mrelease that comes before it.
 	turn = 20 * time.Millisecond
-	// restPerMove is how many times as long as a move the corral stays at least: no
-	// other thread of the kill set's size has the two CPUs for long.
+	// restPerMove is how many times as long as a move the corral stays at least: on the
+	// way it has both CPUs.
 	restPerMove = 10
 	// standInPatience is how long the killer waits for its stand-in to come on. A task
 	// of a higher real-time priority may have the CPU.
-	standInPatience = 20 * time.Millisecond
+	standInPatience = 50 * time.Millisecond
 )
 
 // mover takes the corral from one CPU to another and back while the killer reaps.
@@ -35,7 +36,10 @@ const (
 // run.
 //
 // Nobody is moved who runs: the killer would sleep until the kernel has stopped him,
-// and leave its CPU to the targets.
+// and leave its CPU to the targets. It would also for one who was preempted in the
+// kernel where he must not be moved (migrate_disable, Linux 5.11): in a BPF program, of
+// a kernel that can be preempted there, or wherever one with PREEMPT_RT holds a lock.
+// There the corral stays.
 type mover struct {
 	corral  *corral
 	helpers []int
@@ -52,6 +56,7 @@ type mover struct {
 	stop  uint32
 
 	next  uint64 // when it is to move, on CLOCK_MONOTONIC
+	took  uint64 // ns, the last move
 	moves int
 }
 
@@ -86,10 +91,13 @@ func (m *mover) standIn(priority uint32, started chan<- error) {
 	runtime.LockOSThread()
 	blockSignals()
 	m.tid = int32(unix.Gettid())
-	fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: priority}
-	if err := unix.SchedSetAttr(0, &fifo, 0); err != nil {
-		started <- fmt.Errorf("SCHED_FIFO: %w", err)
-		return
+	// The killer's first: there may be a limit (RLIMIT_RTPRIO).
+	for _, p := range []uint32{priority + 1, priority} {
+		fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: p}
+		if err := unix.SchedSetAttr(0, &fifo, 0); err != nil {
+			started <- fmt.Errorf("SCHED_FIFO: %w", err)
+			return
+		}
 	}
 	ordinary := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL}
 	defer affinity.Apply(0, &m.corral.own)
@@ -149,15 +157,20 @@ func (m *mover) due() uint64 {
 //go:nosplit
 func (m *mover) move(deadline, last uint64) uint64 {
 	began := clock()
+	if began+m.took > deadline {
+		m.next = never // it would be too long on this CPU
+		return deadline
+	}
 	came := m.send()
 	went := came && m.carryAll(1-m.at)
 	now := clock()
-	m.next = now + max(uint64(turn), restPerMove*(now-began))
+	m.took = now - began
+	m.next = now + max(uint64(turn), restPerMove*m.took)
 	switch {
 	case went:
 		m.at = 1 - m.at
 		m.moves++
-		return min(last, now+uint64(fifoLimit))
+		return min(last, began+uint64(fifoLimit)) // the stand-in has had it since
 	case came:
 		m.carryAll(m.at)
 		m.next = never
@@ -185,7 +198,8 @@ func (m *mover) send() bool {
 }
 
 // carryAll takes the helpers out of the way, and the threads of the corral and then the
-// killer to a CPU. It reports false where one of them may not be there.
+// killer to a CPU. It reports false where one of them may not be there; on the way back
+// it takes the others.
 //
 //go:nosplit
 func (m *mover) carryAll(to int) bool {
@@ -194,7 +208,7 @@ func (m *mover) carryAll(to int) bool {
 	}
 	for i := range m.corral.threads {
 		if t := &m.corral.threads[i]; t.inside {
-			if errno := affinity.Apply(t.TID, &m.sets[to]); errno != 0 && errno != unix.ESRCH {
+			if errno := affinity.Apply(t.TID, &m.sets[to]); errno != 0 && errno != unix.ESRCH && to != m.at {
 				return false
 			}
 		}
@@ -210,8 +224,8 @@ func (m *mover) wake() {
 	unix.RawSyscall(unix.SYS_WRITE, uintptr(m.start), uintptr(unsafe.Pointer(&count)), 8)
 }
 
-// settle says that the corral stays where it is now. The stand-in ends as soon as it
-// gets a CPU.
+// settle says that the corral stays where it is now. The stand-in, asleep or not, ends
+// as soon as it gets a CPU.
 //
 //go:nosplit
 func (m *mover) settle() {
@@ -219,6 +233,7 @@ func (m *mover) settle() {
 		return
 	}
 	atomic.StoreUint32(&m.stop, 1)
+	m.wake()
 	m.corral.cpu = m.cpus[m.at]
 }
 
@@ -229,6 +244,7 @@ func (m *mover) end() {
 	}
 	atomic.StoreUint32(&m.stop, 1)
 	m.wake()
+	affinity.Apply(m.tid, &m.corral.own) // it may have waited in vain for a CPU
 	<-m.ended
 	unix.Close(m.start)
 }

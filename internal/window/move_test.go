@@ -150,9 +150,9 @@ func (h *held) wait(d time.Duration, runners ...*runner) []uint64 {
 	if h.mover != nil {
 		h.mover.next = clock() + uint64(turn)
 	}
-	for clock() < end {
+	for deadline := min(end, clock()+uint64(fifoLimit)); clock() < deadline; {
 		h.reaper.next, h.reaper.done, h.reaper.stop = 0, 0, 0
-		h.reaper.run(min(end, clock()+uint64(fifoLimit)), end)
+		deadline = h.reaper.run(deadline, end)
 	}
 	for i, count := range counts {
 		ran[i] += *count
@@ -163,7 +163,7 @@ func (h *held) wait(d time.Duration, runners ...*runner) []uint64 {
 
 func (h *held) free(t *testing.T) {
 	t.Helper()
-	h.mover.settle()
+	h.reaper.mover.settle()
 	h.leave()
 	h.stance.demote()
 	must(t, h.open())
@@ -189,6 +189,36 @@ func requireOwnTrace(t *testing.T) {
 		must(t, err)
 		if cpus, err := affinity.Get(tid); err == nil && (attr.Policy != unix.SCHED_NORMAL || cpus != everywhere) {
 			t.Errorf("thread %d of the killer has kept policy %d, CPUs %x", tid, attr.Policy, cpus[0])
+		}
+	}
+}
+
+// TestNobodyRunsOnIdleCPUs: nor where nobody else wants a CPU. The kernel takes a CPU
+// from a real-time thread for ordinary ones that have waited long enough, and reckons
+// that in its own way where they had not wanted it for a while (dl_server, Linux 6.12).
+func TestNobodyRunsOnIdleCPUs(t *testing.T) {
+	allCPUs(t)
+	var targets []*runner
+	var pids []int
+	for range 3 {
+		r := startRunner(t, -1, 0)
+		targets, pids = append(targets, r), append(pids, r.Process.Pid)
+	}
+	for _, pause := range []time.Duration{0, 100 * time.Millisecond, 400 * time.Millisecond, 700 * time.Millisecond} {
+		h := hold(t, pids...)
+		for _, r := range targets {
+			must(t, unix.Kill(r.Process.Pid, unix.SIGSTOP))
+		}
+		time.Sleep(pause)
+		for _, r := range targets {
+			must(t, unix.Kill(r.Process.Pid, unix.SIGCONT))
+		}
+		h.close(t, true)
+		ran := h.wait(2*time.Second, targets...)
+		moves := h.mover.moves
+		h.free(t)
+		if slices.Max(ran) != 0 || moves == 0 {
+			t.Errorf("after a pause of %v the targets counted %v in the corral; %d moves", pause, ran, moves)
 		}
 	}
 }

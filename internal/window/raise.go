@@ -2,6 +2,7 @@ package window
 
 import (
 	"fmt"
+	"math"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -52,6 +53,8 @@ func raise(warn, detail func(string)) *stance {
 
 	percent := debug.SetGCPercent(-1)
 	s.undo = append(s.undo, func() { debug.SetGCPercent(percent) })
+	limit := debug.SetMemoryLimit(math.MaxInt64) // GOMEMLIMIT collects all the same
+	s.undo = append(s.undo, func() { debug.SetMemoryLimit(limit) })
 
 	if old, err := setOOMScore("-1000"); err != nil {
 		detail(fmt.Sprintf("the OOM killer may pick bpfkill: lower oom_score_adj (needs CAP_SYS_RESOURCE): %v", err))
@@ -61,10 +64,7 @@ func raise(warn, detail func(string)) *stance {
 			s.note("restore oom_score_adj", err)
 		})
 	}
-	// MCL_ONFAULT (Linux 4.4) locks what is there and what is touched from now
-	// on. Without it the kernel fills in all that the Go runtime has set aside,
-	// 44 MiB, which is too much to ask of a machine that is out of memory.
-	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_ONFAULT); err != nil {
+	if err := lockMemory(); err != nil {
 		s.note("the window may be longer: mlockall (needs CAP_IPC_LOCK)", err)
 	} else {
 		s.undo = append(s.undo, func() { s.note("munlockall", unix.Munlockall()) })
@@ -75,6 +75,11 @@ func raise(warn, detail func(string)) *stance {
 	touchStack()
 	return s
 }
+
+// lockMemory locks what is mapped now. MCL_ONFAULT (Linux 4.4) locks what is there and
+// what is touched from now on. Without it the kernel fills in all that the Go runtime
+// has set aside, 44 MiB, which is too much to ask of a machine that is out of memory.
+func lockMemory() error { return unix.Mlockall(unix.MCL_CURRENT | unix.MCL_ONFAULT) }
 
 // promote makes the thread SCHED_FIFO, and says whether it may.
 func (s *stance) promote(priority uint32) bool {

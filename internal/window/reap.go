@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -149,10 +150,10 @@ func (p *reaper) ready(own affinity.Set, corralCPU int) error {
 	}
 	p.start = fd
 	// Each helper needs one of the Go runtime's processors beside the killer's and
-	// its stand-in's.
-	if p.procs = runtime.GOMAXPROCS(0); p.procs < n+3 {
-		runtime.GOMAXPROCS(n + 3)
-	}
+	// its stand-in's. Saying how many also keeps the runtime from stopping the world
+	// when it finds that another number would do.
+	p.procs = runtime.GOMAXPROCS(0)
+	runtime.GOMAXPROCS(max(p.procs, n+3))
 	p.working.Add(n)
 	started := make(chan int)
 	for range n {
@@ -167,9 +168,13 @@ func (p *reaper) ready(own affinity.Set, corralCPU int) error {
 }
 
 // prepareMoves lets the corral move while the killer reaps, whose priority is one
-// more than this. It stays where there is no other CPU, or no priority above.
+// more than this. It stays where there is no other CPU, no priority above, or a kernel
+// with PREEMPT_RT.
 func (p *reaper) prepareMoves(c *corral, priority uint32) error {
 	if len(p.fds) == 0 || c.other < 0 || priority >= maxPriority {
+		return nil
+	}
+	if rt, err := os.ReadFile("/sys/kernel/realtime"); err == nil && rt[0] == '1' {
 		return nil
 	}
 	var err error
@@ -227,12 +232,12 @@ func (p *reaper) work(end uint32, until uint64) bool {
 
 // run reaps until the last deadline, on CLOCK_MONOTONIC; until the first, where the
 // corral does not move. For what only the helpers do the killer waits without giving
-// its processor away.
+// its processor away. It returns the deadline that it had in the end.
 //
 //go:nosplit
-func (p *reaper) run(deadline, last uint64) {
+func (p *reaper) run(deadline, last uint64) uint64 {
 	if len(p.fds) == 0 {
-		return
+		return deadline
 	}
 	own := len(p.fds) // that the killer may reap itself
 	if len(p.helpers) > 0 {
@@ -255,6 +260,7 @@ func (p *reaper) run(deadline, last uint64) {
 		}
 	}
 	atomic.StoreUint32(&p.stop, 1)
+	return deadline
 }
 
 // favour has all helpers work, before all ordinary threads: the killer waits for

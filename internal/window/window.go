@@ -285,8 +285,8 @@ func (r *run) window() (opened bool, err error) {
 	shot.fire()
 	if r.corral.holds() && shot.failed == 0 {
 		reaper.run(began+uint64(fifoLimit), began+uint64(reapLimit))
-		r.corral.mover.settle()
 	}
+	reaper.mover.settle()
 	atomic.StoreUint64(shot.released, clock())
 	setSignals(&blocked, nil)
 
@@ -354,6 +354,7 @@ func (r *run) confine(s *stance, reaper *reaper) (began uint64) {
 			if c.mover != nil {
 				priority++
 			}
+			_ = lockMemory() // what was allocated since; raise has told whether that can be
 		}
 	}
 	began = clock()
