@@ -14,12 +14,12 @@ import (
 
 const (
 	// turn is how long the corral stays on one CPU, where a move takes no more than a
-	// tenth of that. Whoever waits for that CPU and finds no other waits as long as
+	// fifth of that. Whoever waits for that CPU and finds no other waits as long as
 	// that, a move, and the call of process_mrelease that comes before it.
 	turn = 20 * time.Millisecond
 	// restPerMove is how many times as long as a move the corral stays at least: on the
 	// way it has both CPUs.
-	restPerMove = 10
+	restPerMove = 5
 	// standInPatience is how long the killer waits for its stand-in to come on. A task
 	// of a higher real-time priority may have the CPU.
 	standInPatience = 50 * time.Millisecond
