@@ -68,9 +68,12 @@ func beats(path string) error {
 		atomic.StoreInt64(&b.at, now())
 		next = max(next+int64(beatEvery), now())
 		// Not by sleepUntil: the Go scheduler, asked for a place after it, may take longer
-		// than the kernel's.
+		// than the kernel's. It interrupts this one, which it believes to be running.
 		ts := unix.NsecToTimespec(next)
-		unix.RawSyscall6(unix.SYS_CLOCK_NANOSLEEP, unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
+		for interrupted := true; interrupted; {
+			_, _, errno := unix.RawSyscall6(unix.SYS_CLOCK_NANOSLEEP, unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
+			interrupted = errno == unix.EINTR
+		}
 	}
 	return fmt.Errorf("%d beats are all there is room for", maximum)
 }
