@@ -48,12 +48,14 @@ type mover struct {
 	others  [2]affinity.Set // the killer's own without that one: for the helpers
 	at      int             // which of the two the corral is on
 
-	tid   int32 // the stand-in's
-	start int   // eventfd
-	ended chan struct{}
-	want  int32 // the CPU that it is to hold, and 1; 0: none
-	here  int32 // the same of the one that it holds; it writes that itself
-	stop  uint32
+	tid     int32 // the stand-in's
+	start   int   // eventfd
+	ended   chan struct{}
+	failed  error  // why it does not serve; once it has ended
+	serving uint32 // it does
+	want    int32  // the CPU that it is to hold, and 1; 0: none
+	here    int32  // the same of the one that it holds; it writes that itself
+	stop    uint32
 
 	next  uint64 // when it is to move, on CLOCK_MONOTONIC
 	took  uint64 // ns, the last move
@@ -75,18 +77,21 @@ func newMover(c *corral, helpers []int, priority uint32) (*mover, error) {
 	for i, cpu := range m.cpus {
 		m.sets[i], m.others[i] = affinity.Only(cpu), c.own.Without(cpu)
 	}
-	started := make(chan error)
-	go m.standIn(priority, started)
-	if err := <-started; err != nil {
-		m.end()
-		return nil, err
+	go m.standIn(priority)
+	for atomic.LoadUint32(&m.serving) == 0 {
+		select {
+		case <-m.ended:
+			unix.Close(fd)
+			return nil, m.failed
+		case <-time.After(100 * time.Microsecond):
+		}
 	}
 	return m, nil
 }
 
 // standIn is the thread. It ends with the goroutine, unless it is the process's
 // first, which the Go runtime keeps.
-func (m *mover) standIn(priority uint32, started chan<- error) {
+func (m *mover) standIn(priority uint32) {
 	defer close(m.ended)
 	runtime.LockOSThread()
 	blockSignals()
@@ -95,7 +100,7 @@ func (m *mover) standIn(priority uint32, started chan<- error) {
 	for _, p := range []uint32{priority + 1, priority} {
 		fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: p}
 		if err := unix.SchedSetAttr(0, &fifo, 0); err != nil {
-			started <- fmt.Errorf("SCHED_FIFO: %w", err)
+			m.failed = fmt.Errorf("SCHED_FIFO: %w", err)
 			return
 		}
 	}
@@ -104,19 +109,20 @@ func (m *mover) standIn(priority uint32, started chan<- error) {
 	defer unix.SchedSetAttr(0, &ordinary, 0)
 	// It waits where nobody of a higher priority is: there the killer will be.
 	if errno := affinity.Apply(0, &m.sets[0]); errno != 0 {
-		started <- fmt.Errorf("CPU %d: %w", m.cpus[0], errno)
+		m.failed = fmt.Errorf("CPU %d: %w", m.cpus[0], errno)
 		return
 	}
-	started <- nil
 	m.serve()
 }
 
 // serve takes CPUs until it is told to stop. It has no use for the Go scheduler, whose
 // threads may have to wait for the killer's CPU: it keeps its place there while it
-// sleeps, and the world cannot be stopped until it ends.
+// sleeps, and the world cannot be stopped until it ends. It serves before the killer
+// has a CPU for itself: on the way here it may need the scheduler.
 //
 //go:nosplit
 func (m *mover) serve() {
+	atomic.StoreUint32(&m.serving, 1)
 	for atomic.LoadUint32(&m.stop) == 0 {
 		var b [8]byte
 		unix.RawSyscall(unix.SYS_READ, uintptr(m.start), uintptr(unsafe.Pointer(&b)), uintptr(len(b)))

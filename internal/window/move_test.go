@@ -204,6 +204,7 @@ func TestNobodyRunsOnIdleCPUs(t *testing.T) {
 		r := startRunner(t, -1, 0)
 		targets, pids = append(targets, r), append(pids, r.Process.Pid)
 	}
+	moves := 0
 	for _, pause := range []time.Duration{0, 100 * time.Millisecond, 400 * time.Millisecond, 700 * time.Millisecond} {
 		h := hold(t, pids...)
 		for _, r := range targets {
@@ -215,11 +216,14 @@ func TestNobodyRunsOnIdleCPUs(t *testing.T) {
 		}
 		h.close(t, true)
 		ran := h.wait(2*time.Second, targets...)
-		moves := h.mover.moves
+		moves += h.mover.moves
 		h.free(t)
-		if slices.Max(ran) != 0 || moves == 0 {
-			t.Errorf("after a pause of %v the targets counted %v in the corral; %d moves", pause, ran, moves)
+		if slices.Max(ran) != 0 {
+			t.Errorf("after a pause of %v the targets counted %v in the corral", pause, ran)
 		}
+	}
+	if moves == 0 {
+		t.Error("the corral did not move")
 	}
 }
 
