@@ -23,6 +23,8 @@ const (
 	// standInPatience is how long the killer waits for its stand-in to come on. A task
 	// of a higher real-time priority may have the CPU.
 	standInPatience = 50 * time.Millisecond
+	// pulsePatience is the same for the ordinary thread that runs before.
+	pulsePatience = 2 * time.Millisecond
 )
 
 // mover takes the corral from one CPU to another and back while the killer reaps.
@@ -52,10 +54,18 @@ type mover struct {
 	start   int   // eventfd
 	ended   chan struct{}
 	failed  error  // why it does not serve; once it has ended
-	serving uint32 // it does
-	want    int32  // the CPU that it is to hold, and 1; 0: none
-	here    int32  // the same of the one that it holds; it writes that itself
-	stop    uint32
+	serving uint32 // threads that do
+
+	// An ordinary thread runs on the new CPU before the stand-in. From Linux 6.12 on the
+	// kernel takes a CPU from real-time threads for ordinary ones (dl_server) up to a
+	// second after it last reckoned with these: on a CPU that was idle since, soon.
+	pulseTID   int32
+	pulseStart int // eventfd
+	pulseEnded chan struct{}
+	pulses     uint32
+	want       int32 // the CPU that it is to hold, and 1; 0: none
+	here       int32 // the same of the one that it holds; it writes that itself
+	stop       uint32
 
 	next  uint64 // when it is to move, on CLOCK_MONOTONIC
 	took  uint64 // ns, the last move
@@ -66,22 +76,29 @@ const never = ^uint64(0)
 
 // newMover starts the stand-in. The killer must have a higher priority than that one.
 func newMover(c *corral, helpers []int, priority uint32) (*mover, error) {
-	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("eventfd: %w", err)
+	var fds [2]int
+	for i := range fds {
+		var err error
+		if fds[i], err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
+			if i > 0 {
+				unix.Close(fds[0])
+			}
+			return nil, fmt.Errorf("eventfd: %w", err)
+		}
 	}
 	m := &mover{
-		corral: c, helpers: helpers, cpus: [2]int{c.cpu, c.other}, start: fd,
-		ended: make(chan struct{}),
+		corral: c, helpers: helpers, cpus: [2]int{c.cpu, c.other}, start: fds[0], pulseStart: fds[1],
+		ended: make(chan struct{}), pulseEnded: make(chan struct{}),
 	}
 	for i, cpu := range m.cpus {
 		m.sets[i], m.others[i] = affinity.Only(cpu), c.own.Without(cpu)
 	}
 	go m.standIn(priority)
-	for atomic.LoadUint32(&m.serving) == 0 {
+	go m.pulse()
+	for atomic.LoadUint32(&m.serving) < 2 {
 		select {
 		case <-m.ended:
-			unix.Close(fd)
+			m.end()
 			return nil, m.failed
 		case <-time.After(100 * time.Microsecond):
 		}
@@ -122,11 +139,33 @@ func (m *mover) standIn(priority uint32) {
 //
 //go:nosplit
 func (m *mover) serve() {
-	atomic.StoreUint32(&m.serving, 1)
+	atomic.AddUint32(&m.serving, 1)
 	for atomic.LoadUint32(&m.stop) == 0 {
 		var b [8]byte
 		unix.RawSyscall(unix.SYS_READ, uintptr(m.start), uintptr(unsafe.Pointer(&b)), uintptr(len(b)))
 		m.hold()
+	}
+}
+
+// pulse is the ordinary thread.
+func (m *mover) pulse() {
+	defer close(m.pulseEnded)
+	runtime.LockOSThread()
+	blockSignals()
+	m.pulseTID = int32(unix.Gettid())
+	m.beat()
+	affinity.Apply(0, &m.corral.own)
+}
+
+// beat runs for a moment each time it is asked to; the rest is as with serve.
+//
+//go:nosplit
+func (m *mover) beat() {
+	atomic.AddUint32(&m.serving, 1)
+	for atomic.LoadUint32(&m.stop) == 0 {
+		var b [8]byte
+		unix.RawSyscall(unix.SYS_READ, uintptr(m.pulseStart), uintptr(unsafe.Pointer(&b)), uintptr(len(b)))
+		atomic.AddUint32(&m.pulses, 1)
 	}
 }
 
@@ -167,6 +206,7 @@ func (m *mover) move(deadline, last uint64) uint64 {
 		m.next = never // it would be too long on this CPU
 		return deadline
 	}
+	m.prepare()
 	came := m.send()
 	went := came && m.carryAll(1-m.at)
 	now := clock()
@@ -185,6 +225,17 @@ func (m *mover) move(deadline, last uint64) uint64 {
 	return deadline
 }
 
+// prepare has the ordinary thread run on the other CPU, if that is idle.
+//
+//go:nosplit
+func (m *mover) prepare() {
+	pulses := atomic.LoadUint32(&m.pulses)
+	affinity.Apply(m.pulseTID, &m.sets[1-m.at])
+	notify(m.pulseStart)
+	for give := clock() + uint64(pulsePatience); atomic.LoadUint32(&m.pulses) == pulses && clock() < give; {
+	}
+}
+
 // send has the stand-in take the other CPU, and reports whether it did.
 //
 //go:nosplit
@@ -193,7 +244,7 @@ func (m *mover) send() bool {
 	atomic.StoreInt32(&m.here, 0)
 	atomic.StoreInt32(&m.want, there)
 	affinity.Apply(m.tid, &m.sets[1-m.at])
-	m.wake() // where it has never run, or was given up
+	notify(m.start) // where it has never run, or was given up
 	give := clock() + uint64(standInPatience)
 	for atomic.LoadInt32(&m.here) != there {
 		if clock() > give {
@@ -222,12 +273,12 @@ func (m *mover) carryAll(to int) bool {
 	return affinity.Apply(0, &m.sets[to]) == 0
 }
 
-// wake lets the stand-in go, to a CPU or to its end.
+// notify wakes who waits for an eventfd.
 //
 //go:nosplit
-func (m *mover) wake() {
+func notify(eventfd int) {
 	count := uint64(1)
-	unix.RawSyscall(unix.SYS_WRITE, uintptr(m.start), uintptr(unsafe.Pointer(&count)), 8)
+	unix.RawSyscall(unix.SYS_WRITE, uintptr(eventfd), uintptr(unsafe.Pointer(&count)), 8)
 }
 
 // settle says that the corral stays where it is now. The stand-in, asleep or not, ends
@@ -239,7 +290,8 @@ func (m *mover) settle() {
 		return
 	}
 	atomic.StoreUint32(&m.stop, 1)
-	m.wake()
+	notify(m.start)
+	notify(m.pulseStart)
 	m.corral.cpu = m.cpus[m.at]
 }
 
@@ -249,8 +301,16 @@ func (m *mover) end() {
 		return
 	}
 	atomic.StoreUint32(&m.stop, 1)
-	m.wake()
-	affinity.Apply(m.tid, &m.corral.own) // it may have waited in vain for a CPU
+	notify(m.start)
+	notify(m.pulseStart)
+	// They may have waited in vain for a CPU.
+	for _, tid := range []int32{m.tid, m.pulseTID} {
+		if tid != 0 {
+			affinity.Apply(tid, &m.corral.own)
+		}
+	}
 	<-m.ended
+	<-m.pulseEnded
 	unix.Close(m.start)
+	unix.Close(m.pulseStart)
 }

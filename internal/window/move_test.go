@@ -125,6 +125,7 @@ func (h *held) close(t *testing.T, moves bool) {
 	if moves {
 		must(t, h.reaper.prepareMoves(h.corral, h.priority()))
 	}
+	affinity.Apply(0, &h.confined)
 	if !h.stance.promote(h.priority() + 1) {
 		t.Fatal("no SCHED_FIFO")
 	}

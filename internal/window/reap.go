@@ -150,10 +150,10 @@ func (p *reaper) ready(own affinity.Set, corralCPU int) error {
 	}
 	p.start = fd
 	// Each helper needs one of the Go runtime's processors beside the killer's and
-	// its stand-in's. Saying how many also keeps the runtime from stopping the world
+	// the mover's two. Saying how many also keeps the runtime from stopping the world
 	// when it finds that another number would do.
 	p.procs = runtime.GOMAXPROCS(0)
-	runtime.GOMAXPROCS(max(p.procs, n+3))
+	runtime.GOMAXPROCS(max(p.procs, n+4))
 	p.working.Add(n)
 	started := make(chan int)
 	for range n {

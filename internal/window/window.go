@@ -357,6 +357,9 @@ func (r *run) confine(s *stance, reaper *reaper) (began uint64) {
 			_ = lockMemory() // what was allocated since; raise has told whether that can be
 		}
 	}
+	if c != nil {
+		affinity.Apply(0, &c.confined) // as an ordinary thread: see mover.pulse
+	}
 	began = clock()
 	if reaper.mover != nil {
 		reaper.mover.next = began + uint64(turn)
