@@ -68,7 +68,6 @@ type mover struct {
 	stop       uint32
 
 	next  uint64 // when it is to move, on CLOCK_MONOTONIC
-	took  uint64 // ns, the last move
 	moves int
 }
 
@@ -195,34 +194,26 @@ func (m *mover) due() uint64 {
 }
 
 // move takes the corral to the other CPU, unless the stand-in cannot have that for
-// now. It is the last time where somebody's cpusets have changed meanwhile. It
-// returns how long the killer may go on: longer, where it has moved, but not beyond
-// the last deadline.
+// now. It is the last time where somebody's cpusets have changed meanwhile.
 //
 //go:nosplit
-func (m *mover) move(deadline, last uint64) uint64 {
+func (m *mover) move() {
 	began := clock()
-	if began+m.took > deadline {
-		m.next = never // it would be too long on this CPU
-		return deadline
-	}
 	m.prepare()
 	came := m.send()
 	went := came && m.carryAll(1-m.at)
 	now := clock()
-	m.took = now - began
-	m.next = now + max(uint64(turn), restPerMove*m.took)
+	m.next = now + max(uint64(turn), restPerMove*(now-began))
 	switch {
 	case went:
 		m.at = 1 - m.at
 		m.moves++
-		return min(last, began+uint64(fifoLimit)) // the stand-in has had it since
+		return
 	case came:
 		m.carryAll(m.at)
 		m.next = never
 	}
 	atomic.StoreInt32(&m.want, 0)
-	return deadline
 }
 
 // prepare has the ordinary thread run on the other CPU, if that is idle.

@@ -20,11 +20,10 @@ import (
 )
 
 const (
-	// fifoLimit is how long the killer may have one processor to itself: the kernel
-	// takes it away after 950 ms (kernel.sched_rt_runtime_us).
+	// fifoLimit is how long the killer may have a processor to itself, up to the end
+	// of the early reap: the kernel takes it away after 950 ms
+	// (kernel.sched_rt_runtime_us; from Linux 6.12 on the fair server).
 	fifoLimit = 800 * time.Millisecond
-	// reapLimit is how long it may reap where the corral moves.
-	reapLimit = 5 * time.Second
 	// sharedLimit bounds the look at memory maps, which takes a second for thousands
 	// of processes, and longer on a machine that is busy.
 	sharedLimit = 5 * time.Second
@@ -230,14 +229,13 @@ func (p *reaper) work(end uint32, until uint64) bool {
 	return atomic.LoadUint32(&p.stop) == 0 && atomic.LoadUint32(&p.next) < end
 }
 
-// run reaps until the last deadline, on CLOCK_MONOTONIC; until the first, where the
-// corral does not move. For what only the helpers do the killer waits without giving
-// its processor away. It returns the deadline that it had in the end.
+// run reaps until the deadline, on CLOCK_MONOTONIC. For what only the helpers do
+// the killer waits without giving its processor away.
 //
 //go:nosplit
-func (p *reaper) run(deadline, last uint64) uint64 {
+func (p *reaper) run(deadline uint64) {
 	if len(p.fds) == 0 {
-		return deadline
+		return
 	}
 	own := len(p.fds) // that the killer may reap itself
 	if len(p.helpers) > 0 {
@@ -246,21 +244,18 @@ func (p *reaper) run(deadline, last uint64) uint64 {
 	p.wake(p.early)
 	for p.work(uint32(own), min(deadline, p.mover.due())) && clock() < deadline {
 		if clock() >= p.mover.due() {
-			deadline = p.mover.move(deadline, last)
+			p.mover.move()
 		}
 	}
 	if len(p.helpers) > 0 {
 		p.favour()
 	}
-	// They may have to do with one that holds its own memory map, and will not let go.
-	last = min(last, clock()+uint64(fifoLimit))
 	for atomic.LoadUint32(&p.done) < uint32(len(p.fds)) && clock() < deadline {
 		if clock() >= p.mover.due() {
-			deadline = p.mover.move(deadline, last)
+			p.mover.move()
 		}
 	}
 	atomic.StoreUint32(&p.stop, 1)
-	return deadline
 }
 
 // favour has all helpers work, before all ordinary threads: the killer waits for

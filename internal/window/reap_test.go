@@ -191,17 +191,17 @@ func TestReaperKeepsTime(t *testing.T) {
 	nstest.Require(t)
 	p := &reaper{fds: []int{-1, -1, -1}, helpers: []int{-1}, start: -1} // nobody answers
 	deadline := clock() + uint64(20*time.Millisecond)
-	p.run(deadline, never)
+	p.run(deadline)
 	if now := clock(); now < deadline || p.reaped != 0 {
 		t.Errorf("back %d ns before the deadline, %d reaped", deadline-now, p.reaped)
 	}
 	p = &reaper{fds: []int{-1}, start: -1} // alone
-	p.run(clock(), never)
+	p.run(clock())
 	if p.next != 0 {
 		t.Error("it began after the deadline")
 	}
 	p = &reaper{fds: []int{-1}, start: -1}
-	p.run(clock()+uint64(time.Minute), never)
+	p.run(clock() + uint64(time.Minute))
 	if p.done != 1 || p.reaped != 0 {
 		t.Errorf("%d done, %d reaped of one descriptor that is none", p.done, p.reaped)
 	}

@@ -284,7 +284,7 @@ func (r *run) window() (opened bool, err error) {
 	blocked := blockSignals()
 	shot.fire()
 	if r.corral.holds() && shot.failed == 0 {
-		reaper.run(began+uint64(fifoLimit), began+uint64(reapLimit))
+		reaper.run(began + uint64(fifoLimit))
 	}
 	reaper.mover.settle()
 	atomic.StoreUint64(shot.released, clock())
@@ -387,4 +387,4 @@ func (r *run) measured(s *shot, began, released, open uint64) {
 }
 
 // armGrace keeps the tripwire armed beyond the wait for exits, until Disarm.
-const armGrace = reapLimit + 2*time.Second
+const armGrace = 2 * time.Second
