@@ -30,9 +30,11 @@ type corral struct {
 	kernel   Kernel
 	guardian *guardian
 	table    *table
-	cpu      int
-	other    int          // where it may move to, -1: nowhere
-	confined affinity.Set // the CPU on which it is closed
+	cpu      int // on which it is closed
+	other    int // where it may move to, -1: nowhere
+	sets     corralSets
+	here     int          // the CPU that it is on, once it does not move any more
+	moves    int          // until then
 	own      affinity.Set // the killer's, before
 
 	threads []corralled
@@ -40,8 +42,6 @@ type corral struct {
 	known   map[threadKey]bool
 	births  uint64
 	seenNS  uint64
-
-	mover *mover // nil where it stays
 
 	closed  bool // nobody of the kill set runs outside
 	leftOut map[waitgraph.KernelIdentity]unix.Errno
@@ -80,13 +80,13 @@ func prepareCorral(k Kernel, g *guardian) (*corral, error) {
 	if c.cpu, err = chooseCPU(c.own, threads); err != nil {
 		return nil, err
 	}
-	c.confined = affinity.Only(c.cpu)
-	c.other = -1
+	c.here, c.other = c.cpu, -1
 	if others := c.own.Without(c.cpu); others.Count() > 0 {
 		if c.other, err = chooseCPU(others, threads); err != nil {
 			return nil, err
 		}
 	}
+	c.sets = setsOf(c.cpu, c.other)
 	// Room for those that are born until the corral is closed.
 	capacity := len(threads) + len(threads)/4 + 1024
 	if g.table, err = newTable(g.memfd, capacity, c.cpu, c.other); err != nil {
@@ -157,7 +157,7 @@ func (c *corral) priority() uint32 {
 // that were started meanwhile, until there are none. From then on those that are
 // started are born inside. The calling thread is SCHED_FIFO since began.
 func (c *corral) close(began time.Time) error {
-	if errno := affinity.Apply(0, &c.confined); errno != 0 {
+	if errno := affinity.Apply(0, &c.sets[0]); errno != 0 {
 		return fmt.Errorf("move to CPU %d: %w", c.cpu, errno)
 	}
 	for range sweeps {
@@ -199,17 +199,28 @@ func (c *corral) newcomers() error {
 	return nil
 }
 
-// confines reports whether a thread that may run there and nowhere else was put
+// corralSets are the CPU on which a corral is closed, and the one that it may move to;
+// twice the same where there is none.
+type corralSets [2]affinity.Set
+
+func setsOf(cpu, other int) corralSets {
+	if other < 0 {
+		other = cpu
+	}
+	return corralSets{affinity.Only(cpu), affinity.Only(other)}
+}
+
+// has reports whether a thread that may run there and nowhere else was put
 // there, or is the child of one who was. Where the corral has moved in the middle of
 // a fork, that is where it was.
-func (c *corral) confines(allowed *affinity.Set) bool {
-	return *allowed == c.confined || c.other >= 0 && *allowed == affinity.Only(c.other)
+func (s *corralSets) has(allowed *affinity.Set) bool {
+	return *allowed == s[0] || *allowed == s[1]
 }
 
 // inherited is what a thread that was born since should have instead of the
 // corral: what its process has, or its group, or its session.
 func (c *corral) inherited(t *affinity.Thread) affinity.Set {
-	if !c.confines(&t.Allowed) {
+	if !c.sets.has(&t.Allowed) {
 		return t.Wanted
 	}
 	kin := []func(*affinity.Thread) bool{
@@ -234,7 +245,7 @@ func (c *corral) confine(i int) {
 	if _, out := c.leftOut[t.Process]; out {
 		return
 	}
-	switch errno := affinity.Apply(t.TID, &c.confined); errno {
+	switch errno := affinity.Apply(t.TID, &c.sets[0]); errno {
 	case 0:
 		t.inside = true
 	case unix.ESRCH:
@@ -264,7 +275,7 @@ func (c *corral) restore(i int) (err error) {
 
 // leave takes the killer to another CPU, where it can: exits begin at once.
 func (c *corral) leave() {
-	if elsewhere := c.own.Without(c.cpu); elsewhere != (affinity.Set{}) {
+	if elsewhere := c.own.Without(c.here); elsewhere != (affinity.Set{}) {
 		affinity.Apply(0, &elsewhere)
 	}
 }
@@ -294,7 +305,7 @@ func (c *corral) stragglers() error {
 	}
 	for i := range threads {
 		t := &threads[i]
-		if !c.confines(&t.Allowed) || c.known[threadKey{t.Process, t.TID}] {
+		if !c.sets.has(&t.Allowed) || c.known[threadKey{t.Process, t.TID}] {
 			continue
 		}
 		if wanted := c.inherited(t); wanted != t.Wanted {
@@ -312,11 +323,7 @@ func (c *corral) outcome(victims []waitgraph.Process) *Corral {
 	if !c.holds() {
 		return nil
 	}
-	out := &Corral{CPU: c.cpu, Closed: c.closed}
-	closedOn := c.cpu
-	if c.mover != nil {
-		out.Moves, closedOn = c.mover.moves, c.mover.cpus[0]
-	}
+	out := &Corral{CPU: c.here, Moves: c.moves, Closed: c.closed}
 	for i := range c.threads {
 		if c.threads[i].inside {
 			out.Threads++
@@ -326,7 +333,7 @@ func (c *corral) outcome(victims []waitgraph.Process) *Corral {
 		if errno, ok := c.leftOut[victims[i].KernelIdentity()]; ok {
 			why := fmt.Errorf("confine it: %w", errno)
 			if errno == unix.EINVAL {
-				why = fmt.Errorf("a cpuset forbids it CPU %d", closedOn)
+				why = fmt.Errorf("a cpuset forbids it CPU %d", c.cpu)
 			}
 			out.LeftOut = append(out.LeftOut, Failure{victims[i], why})
 		}

@@ -221,7 +221,7 @@ func TestStragglersAreLetOut(t *testing.T) {
 	// A child is born confined: its own wish is the corral's CPU, or where that was
 	// before it moved.
 	k := &fake{threads: []affinity.Thread{thread(parent, confined, everywhere), thread(child, confined, confined), thread(older, before, before)}}
-	c := &corral{kernel: k, confined: confined, other: other, known: map[threadKey]bool{}}
+	c := &corral{kernel: k, sets: setsOf(cpu, other), known: map[threadKey]bool{}}
 	known := corralled{Thread: k.threads[0]}
 	c.threads, c.known[known.key()] = []corralled{known}, true
 	must(t, c.stragglers())

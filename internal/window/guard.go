@@ -71,7 +71,7 @@ func guard() error {
 // CPU, or the one that it moves to, and was not before, is let out.
 type restorer struct {
 	*table
-	confined [2]affinity.Set
+	confined corralSets
 	began    uint64 // in clock ticks since boot, as /proc shows start times
 	// Threads that were let out and have not been seen to do anything since: one may
 	// be in the middle of a fork, and its child still inherits the corral.
@@ -85,13 +85,9 @@ type restorer struct {
 }
 
 func newRestorer(t *table) *restorer {
-	here := affinity.Only(int(t.head.cpu))
 	r := &restorer{
-		table: t, confined: [2]affinity.Set{here, here}, began: ticks(t.head.beganNS), unsettled: map[int32]stat{},
+		table: t, confined: setsOf(int(t.head.cpu), int(t.head.other)), began: ticks(t.head.beganNS), unsettled: map[int32]stat{},
 		parents: map[int32]affinity.Set{}, groups: map[int32]affinity.Set{}, sessions: map[int32]affinity.Set{},
-	}
-	if t.head.other >= 0 {
-		r.confined[1] = affinity.Only(int(t.head.other))
 	}
 	for i := range t.len() {
 		e, wanted := &t.entries[i], t.wanted(i)
@@ -109,16 +105,12 @@ func newRestorer(t *table) *restorer {
 	return r
 }
 
-func (r *restorer) confines(now *affinity.Set) bool {
-	return *now == r.confined[0] || *now == r.confined[1]
-}
-
 // recorded restores the threads in the table.
 func (r *restorer) recorded() {
 	for i := range r.len() {
 		e := &r.entries[i]
 		// A stranger who got the number since is seldom confined, and younger.
-		if now, err := affinity.Get(int(e.tid)); err != nil || !r.confines(&now) {
+		if now, err := affinity.Get(int(e.tid)); err != nil || !r.confined.has(&now) {
 			continue
 		}
 		st, err := readStat(int(e.tid))
@@ -268,7 +260,7 @@ func (r *restorer) letOut(pid int, wanted *affinity.Set) (found int) {
 			continue
 		}
 		now, err := affinity.Get(tid)
-		if err != nil || !r.confines(&now) {
+		if err != nil || !r.confined.has(&now) {
 			continue
 		}
 		st, err := readStat(tid)
@@ -278,7 +270,7 @@ func (r *restorer) letOut(pid int, wanted *affinity.Set) (found int) {
 		if !r.restore(int32(tid), wanted) {
 			continue
 		}
-		if now, err := affinity.Get(tid); err == nil && !r.confines(&now) {
+		if now, err := affinity.Get(tid); err == nil && !r.confined.has(&now) {
 			found++
 		}
 	}

@@ -46,57 +46,77 @@ type mover struct {
 	corral  *corral
 	helpers []int
 	cpus    [2]int
-	sets    [2]affinity.Set // of one CPU each
 	others  [2]affinity.Set // the killer's own without that one: for the helpers
 	at      int             // which of the two the corral is on
+	next    uint64          // when it is to move, on CLOCK_MONOTONIC
+	moves   int
 
-	tid     int32 // the stand-in's
-	start   int   // eventfd
-	ended   chan struct{}
-	failed  error  // why it does not serve; once it has ended
-	serving uint32 // threads that do
+	standIn attendant
+	failed  error // why it does not serve; once it has ended
+	want    int32 // the CPU that it is to hold, and 1; 0: none
+	here    int32 // the same of the one that it holds; it writes that itself
 
 	// An ordinary thread runs on the new CPU before the stand-in. From Linux 6.12 on the
 	// kernel takes a CPU from real-time threads for ordinary ones (dl_server) up to a
 	// second after it last reckoned with these: on a CPU that was idle since, soon.
-	pulseTID   int32
-	pulseStart int // eventfd
-	pulseEnded chan struct{}
-	pulses     uint32
-	want       int32 // the CPU that it is to hold, and 1; 0: none
-	here       int32 // the same of the one that it holds; it writes that itself
-	stop       uint32
+	pulse  attendant
+	pulses uint32
 
-	next  uint64 // when it is to move, on CLOCK_MONOTONIC
-	moves int
+	serving, stop uint32 // how many of the two serve; whether they are to end
 }
 
 const never = ^uint64(0)
 
+// attendant is a thread of the killer's that sleeps until it is called. It has no use
+// for the Go scheduler, whose threads may have to wait for the killer's CPU: it keeps
+// its place there while it sleeps, and the world cannot be stopped until it ends. It
+// serves before the killer has a CPU for itself: on the way there it may need the
+// scheduler.
+//
+// The thread ends with its goroutine, unless it is the process's first, which the Go
+// runtime keeps.
+type attendant struct {
+	tid   int32
+	start int // eventfd
+	ended chan struct{}
+}
+
+func newAttendant() (a attendant, err error) {
+	if a.start, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
+		return a, fmt.Errorf("eventfd: %w", err)
+	}
+	a.ended = make(chan struct{})
+	return a, nil
+}
+
+// await sleeps until it is called.
+//
+//go:nosplit
+func (a *attendant) await() {
+	var b [8]byte
+	unix.RawSyscall(unix.SYS_READ, uintptr(a.start), uintptr(unsafe.Pointer(&b)), uintptr(len(b)))
+}
+
 // newMover starts the stand-in. The killer must have a higher priority than that one.
 func newMover(c *corral, helpers []int, priority uint32) (*mover, error) {
-	var fds [2]int
-	for i := range fds {
-		var err error
-		if fds[i], err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
-			if i > 0 {
-				unix.Close(fds[0])
-			}
-			return nil, fmt.Errorf("eventfd: %w", err)
-		}
+	standIn, err := newAttendant()
+	if err != nil {
+		return nil, err
 	}
-	m := &mover{
-		corral: c, helpers: helpers, cpus: [2]int{c.cpu, c.other}, start: fds[0], pulseStart: fds[1],
-		ended: make(chan struct{}), pulseEnded: make(chan struct{}),
+	pulse, err := newAttendant()
+	if err != nil {
+		unix.Close(standIn.start)
+		return nil, err
 	}
+	m := &mover{corral: c, helpers: helpers, cpus: [2]int{c.cpu, c.other}, standIn: standIn, pulse: pulse}
 	for i, cpu := range m.cpus {
-		m.sets[i], m.others[i] = affinity.Only(cpu), c.own.Without(cpu)
+		m.others[i] = c.own.Without(cpu)
 	}
-	go m.standIn(priority)
-	go m.pulse()
+	go m.runStandIn(priority)
+	go m.runPulse()
 	for atomic.LoadUint32(&m.serving) < 2 {
 		select {
-		case <-m.ended:
+		case <-m.standIn.ended:
 			m.end()
 			return nil, m.failed
 		case <-time.After(100 * time.Microsecond):
@@ -105,13 +125,11 @@ func newMover(c *corral, helpers []int, priority uint32) (*mover, error) {
 	return m, nil
 }
 
-// standIn is the thread. It ends with the goroutine, unless it is the process's
-// first, which the Go runtime keeps.
-func (m *mover) standIn(priority uint32) {
-	defer close(m.ended)
+func (m *mover) runStandIn(priority uint32) {
+	defer close(m.standIn.ended)
 	runtime.LockOSThread()
 	blockSignals()
-	m.tid = int32(unix.Gettid())
+	atomic.StoreInt32(&m.standIn.tid, int32(unix.Gettid()))
 	// The killer's first: there may be a limit (RLIMIT_RTPRIO).
 	for _, p := range []uint32{priority + 1, priority} {
 		fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: p}
@@ -124,46 +142,40 @@ func (m *mover) standIn(priority uint32) {
 	defer affinity.Apply(0, &m.corral.own)
 	defer unix.SchedSetAttr(0, &ordinary, 0)
 	// It waits where nobody of a higher priority is: there the killer will be.
-	if errno := affinity.Apply(0, &m.sets[0]); errno != 0 {
+	if errno := affinity.Apply(0, &m.corral.sets[0]); errno != 0 {
 		m.failed = fmt.Errorf("CPU %d: %w", m.cpus[0], errno)
 		return
 	}
 	m.serve()
 }
 
-// serve takes CPUs until it is told to stop. It has no use for the Go scheduler, whose
-// threads may have to wait for the killer's CPU: it keeps its place there while it
-// sleeps, and the world cannot be stopped until it ends. It serves before the killer
-// has a CPU for itself: on the way here it may need the scheduler.
+// serve takes CPUs until it is told to stop.
 //
 //go:nosplit
 func (m *mover) serve() {
 	atomic.AddUint32(&m.serving, 1)
 	for atomic.LoadUint32(&m.stop) == 0 {
-		var b [8]byte
-		unix.RawSyscall(unix.SYS_READ, uintptr(m.start), uintptr(unsafe.Pointer(&b)), uintptr(len(b)))
+		m.standIn.await()
 		m.hold()
 	}
 }
 
-// pulse is the ordinary thread.
-func (m *mover) pulse() {
-	defer close(m.pulseEnded)
+func (m *mover) runPulse() {
+	defer close(m.pulse.ended)
 	runtime.LockOSThread()
 	blockSignals()
-	m.pulseTID = int32(unix.Gettid())
+	atomic.StoreInt32(&m.pulse.tid, int32(unix.Gettid()))
 	m.beat()
 	affinity.Apply(0, &m.corral.own)
 }
 
-// beat runs for a moment each time it is asked to; the rest is as with serve.
+// beat runs for a moment each time it is called, until it is told to stop.
 //
 //go:nosplit
 func (m *mover) beat() {
 	atomic.AddUint32(&m.serving, 1)
 	for atomic.LoadUint32(&m.stop) == 0 {
-		var b [8]byte
-		unix.RawSyscall(unix.SYS_READ, uintptr(m.pulseStart), uintptr(unsafe.Pointer(&b)), uintptr(len(b)))
+		m.pulse.await()
 		atomic.AddUint32(&m.pulses, 1)
 	}
 }
@@ -193,12 +205,15 @@ func (m *mover) due() uint64 {
 	return m.next
 }
 
-// move takes the corral to the other CPU, unless the stand-in cannot have that for
-// now. It is the last time where somebody's cpusets have changed meanwhile.
+// move takes the corral to the other CPU when that is due, unless the stand-in cannot
+// have it for now. It is the last time where somebody's cpusets have changed meanwhile.
 //
 //go:nosplit
 func (m *mover) move() {
 	began := clock()
+	if began < m.due() {
+		return
+	}
 	m.prepare()
 	came := m.send()
 	went := came && m.carryAll(1-m.at)
@@ -221,8 +236,8 @@ func (m *mover) move() {
 //go:nosplit
 func (m *mover) prepare() {
 	pulses := atomic.LoadUint32(&m.pulses)
-	affinity.Apply(m.pulseTID, &m.sets[1-m.at])
-	notify(m.pulseStart)
+	affinity.Apply(m.pulse.tid, &m.corral.sets[1-m.at])
+	notify(m.pulse.start, 1)
 	for give := clock() + uint64(pulsePatience); atomic.LoadUint32(&m.pulses) == pulses && clock() < give; {
 	}
 }
@@ -234,8 +249,8 @@ func (m *mover) send() bool {
 	there := int32(m.cpus[1-m.at]) + 1
 	atomic.StoreInt32(&m.here, 0)
 	atomic.StoreInt32(&m.want, there)
-	affinity.Apply(m.tid, &m.sets[1-m.at])
-	notify(m.start) // where it has never run, or was given up
+	affinity.Apply(m.standIn.tid, &m.corral.sets[1-m.at])
+	notify(m.standIn.start, 1) // where it has never run, or was given up
 	give := clock() + uint64(standInPatience)
 	for atomic.LoadInt32(&m.here) != there {
 		if clock() > give {
@@ -256,24 +271,23 @@ func (m *mover) carryAll(to int) bool {
 	}
 	for i := range m.corral.threads {
 		if t := &m.corral.threads[i]; t.inside {
-			if errno := affinity.Apply(t.TID, &m.sets[to]); errno != 0 && errno != unix.ESRCH && to != m.at {
+			if errno := affinity.Apply(t.TID, &m.corral.sets[to]); errno != 0 && errno != unix.ESRCH && to != m.at {
 				return false
 			}
 		}
 	}
-	return affinity.Apply(0, &m.sets[to]) == 0
+	return affinity.Apply(0, &m.corral.sets[to]) == 0
 }
 
-// notify wakes who waits for an eventfd.
+// notify adds to an eventfd, and wakes who waits for it.
 //
 //go:nosplit
-func notify(eventfd int) {
-	count := uint64(1)
+func notify(eventfd int, count uint64) {
 	unix.RawSyscall(unix.SYS_WRITE, uintptr(eventfd), uintptr(unsafe.Pointer(&count)), 8)
 }
 
-// settle says that the corral stays where it is now. The stand-in, asleep or not, ends
-// as soon as it gets a CPU.
+// settle says that the corral stays where it is now. The attendants, asleep or not, end
+// as soon as they get a CPU.
 //
 //go:nosplit
 func (m *mover) settle() {
@@ -281,27 +295,22 @@ func (m *mover) settle() {
 		return
 	}
 	atomic.StoreUint32(&m.stop, 1)
-	notify(m.start)
-	notify(m.pulseStart)
-	m.corral.cpu = m.cpus[m.at]
+	notify(m.standIn.start, 1)
+	notify(m.pulse.start, 1)
+	m.corral.here, m.corral.moves = m.cpus[m.at], m.moves
 }
 
-// end ends the stand-in.
+// end ends the attendants.
 func (m *mover) end() {
 	if m == nil {
 		return
 	}
-	atomic.StoreUint32(&m.stop, 1)
-	notify(m.start)
-	notify(m.pulseStart)
-	// They may have waited in vain for a CPU.
-	for _, tid := range []int32{m.tid, m.pulseTID} {
-		if tid != 0 {
-			affinity.Apply(tid, &m.corral.own)
+	m.settle()
+	for _, a := range []*attendant{&m.standIn, &m.pulse} {
+		if tid := atomic.LoadInt32(&a.tid); tid != 0 {
+			affinity.Apply(tid, &m.corral.own) // it may have waited in vain for a CPU
 		}
+		<-a.ended
+		unix.Close(a.start)
 	}
-	<-m.ended
-	<-m.pulseEnded
-	unix.Close(m.start)
-	unix.Close(m.pulseStart)
 }

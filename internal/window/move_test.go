@@ -90,6 +90,16 @@ func startRunner(t *testing.T, cpu int, priority uint32) *runner {
 	return r
 }
 
+// threeRunners start anywhere.
+func threeRunners(t *testing.T) (runners []*runner, pids []int) {
+	t.Helper()
+	for range 3 {
+		r := startRunner(t, -1, 0)
+		runners, pids = append(runners, r), append(pids, r.Process.Pid)
+	}
+	return runners, pids
+}
+
 func (r *runner) counted() uint64 { return atomic.LoadUint64(r.count) }
 
 // held is a corral around processes that nobody signals, in which the killer reaps,
@@ -125,7 +135,7 @@ func (h *held) close(t *testing.T, moves bool) {
 	if moves {
 		must(t, h.reaper.prepareMoves(h.corral, h.priority()))
 	}
-	affinity.Apply(0, &h.confined)
+	affinity.Apply(0, &h.sets[0])
 	if !h.stance.promote(h.priority() + 1) {
 		t.Fatal("no SCHED_FIFO")
 	}
@@ -148,8 +158,8 @@ func (h *held) wait(d time.Duration, runners ...*runner) []uint64 {
 	for i, count := range counts {
 		ran[i] -= *count
 	}
-	if h.mover != nil {
-		h.mover.next = clock() + uint64(turn)
+	if h.reaper.mover != nil {
+		h.reaper.mover.next = clock() + uint64(turn)
 	}
 	for clock() < end {
 		h.reaper.next, h.reaper.done, h.reaper.stop = 0, 0, 0
@@ -199,12 +209,7 @@ func requireOwnTrace(t *testing.T) {
 // that in its own way where they had not wanted it for a while (dl_server, Linux 6.12).
 func TestNobodyRunsOnIdleCPUs(t *testing.T) {
 	allCPUs(t)
-	var targets []*runner
-	var pids []int
-	for range 3 {
-		r := startRunner(t, -1, 0)
-		targets, pids = append(targets, r), append(pids, r.Process.Pid)
-	}
+	targets, pids := threeRunners(t)
 	moves := 0
 	for _, pause := range []time.Duration{0, 100 * time.Millisecond, 400 * time.Millisecond, 700 * time.Millisecond} {
 		h := hold(t, pids...)
@@ -217,7 +222,7 @@ func TestNobodyRunsOnIdleCPUs(t *testing.T) {
 		}
 		h.close(t, true)
 		ran := h.wait(fifoLimit/2, targets...)
-		moves += h.mover.moves
+		moves += h.reaper.mover.moves
 		h.free(t)
 		if slices.Max(ran) != 0 {
 			t.Errorf("after a pause of %v the targets counted %v in the corral", pause, ran)
@@ -234,12 +239,7 @@ func TestCorralMoves(t *testing.T) {
 	for _, moves := range []bool{true, false} {
 		t.Run(fmt.Sprint(moves), func(t *testing.T) {
 			allCPUs(t)
-			var targets []*runner
-			var pids []int
-			for range 3 {
-				r := startRunner(t, -1, 0)
-				targets, pids = append(targets, r), append(pids, r.Process.Pid)
-			}
+			targets, pids := threeRunners(t)
 			for range 10 {
 				pids = append(pids, startIdle(t).Process.Pid)
 			}
@@ -274,21 +274,22 @@ func TestCorralMoves(t *testing.T) {
 // were, and no move is tried again.
 func TestCorralStays(t *testing.T) {
 	allCPUs(t)
-	first, bound, last := startRunner(t, -1, 0), startRunner(t, -1, 0), startRunner(t, -1, 0)
+	targets, pids := threeRunners(t)
+	bound := targets[1]
 	cpu := -1
 	cpus := allCPUs(t)
 	cpus.Each(func(c int) { cpu = c })
 	moveInto(t, cpusetOf(t, cpu), bound.Process.Pid)
-	h := hold(t, first.Process.Pid, bound.Process.Pid, last.Process.Pid)
+	h := hold(t, pids...)
 	if h.cpu != cpu {
 		t.Fatalf("a corral on CPU %d, want %d, where all may run", h.cpu, cpu)
 	}
 	h.close(t, true)
-	ran := h.wait(5*turn, first, bound, last)
-	next, moves := h.mover.next, h.mover.moves
+	ran := h.wait(5*turn, targets...)
+	next, moves := h.reaper.mover.next, h.reaper.mover.moves
 	where, err := affinity.Get(0)
 	must(t, err)
-	for _, r := range []*runner{first, bound, last} {
+	for _, r := range targets {
 		if got, err := affinity.Get(r.Process.Pid); err != nil || got != affinity.Only(cpu) {
 			t.Errorf("a target may run on %x, %v", got[0], err)
 		}
@@ -319,10 +320,10 @@ func TestCorralWaitsForTheCPU(t *testing.T) {
 	busy := startRunner(t, h.other, 50)
 	h.close(t, true)
 	ran := h.wait(3*turn, target)
-	stayed := h.mover.moves
+	stayed := h.reaper.mover.moves
 	unix.Kill(busy.Process.Pid, unix.SIGKILL)
 	ran = append(ran, h.wait(500*time.Millisecond, target)...)
-	moved := h.mover.moves
+	moved := h.reaper.mover.moves
 	h.free(t)
 	if stayed != 0 || moved == 0 || slices.Max(ran) != 0 {
 		t.Errorf("%d moves while the CPU was taken, %d after that, the target counted %d", stayed, moved, ran)

@@ -181,7 +181,6 @@ func (p *reaper) prepareMoves(c *corral, priority uint32) error {
 	if errors.Is(err, unix.EPERM) {
 		return nil // nor may the killer, which says so
 	}
-	c.mover = p.mover
 	return err
 }
 
@@ -243,17 +242,11 @@ func (p *reaper) run(deadline uint64) {
 	}
 	p.wake(p.early)
 	for p.work(uint32(own), min(deadline, p.mover.due())) && clock() < deadline {
-		if clock() >= p.mover.due() {
-			p.mover.move()
-		}
+		p.mover.move()
 	}
-	if len(p.helpers) > 0 {
-		p.favour()
-	}
+	p.favour()
 	for atomic.LoadUint32(&p.done) < uint32(len(p.fds)) && clock() < deadline {
-		if clock() >= p.mover.due() {
-			p.mover.move()
-		}
+		p.mover.move()
 	}
 	atomic.StoreUint32(&p.stop, 1)
 }
@@ -279,8 +272,7 @@ var favoured = unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NOR
 //go:nosplit
 func (p *reaper) wake(n int) {
 	if n > 0 {
-		count := uint64(n)
-		unix.RawSyscall(unix.SYS_WRITE, uintptr(p.start), uintptr(unsafe.Pointer(&count)), 8)
+		notify(p.start, uint64(n))
 	}
 }
 

@@ -351,14 +351,14 @@ func (r *run) confine(s *stance, reaper *reaper) (began uint64) {
 			priority = c.priority()
 			s.note("early reap by one thread only", reaper.ready(c.own, c.cpu))
 			s.note("the corral stays on one CPU", reaper.prepareMoves(c, priority))
-			if c.mover != nil {
+			if reaper.mover != nil {
 				priority++
+				_ = lockMemory() // what was allocated since; raise has told whether that can be
 			}
-			_ = lockMemory() // what was allocated since; raise has told whether that can be
 		}
 	}
 	if c != nil {
-		affinity.Apply(0, &c.confined) // as an ordinary thread: see mover.pulse
+		affinity.Apply(0, &c.sets[0]) // as an ordinary thread: see mover.pulse
 	}
 	began = clock()
 	if reaper.mover != nil {

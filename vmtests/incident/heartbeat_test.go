@@ -70,12 +70,15 @@ func beats(path string) error {
 		// Not by sleepUntil: the Go scheduler, asked for a place after it, may take longer
 		// than the kernel's. It interrupts this one, which it believes to be running.
 		ts := unix.NsecToTimespec(next)
-		for interrupted := true; interrupted; {
-			_, _, errno := unix.RawSyscall6(unix.SYS_CLOCK_NANOSLEEP, unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, uintptr(unsafe.Pointer(&ts)), 0, 0, 0)
-			interrupted = errno == unix.EINTR
+		for rawSleep(&ts) == unix.EINTR {
 		}
 	}
 	return fmt.Errorf("%d beats are all there is room for", maximum)
+}
+
+func rawSleep(until *unix.Timespec) unix.Errno {
+	_, _, errno := unix.RawSyscall6(unix.SYS_CLOCK_NANOSLEEP, unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, uintptr(unsafe.Pointer(until)), 0, 0, 0)
+	return errno
 }
 
 // fill asks the kernel about the calling thread, whose /proc/PID/schedstat is open.
