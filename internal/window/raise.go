@@ -42,10 +42,10 @@ func (s *stance) lower() {
 	s.undo = nil
 }
 
-// raise prepares the calling goroutine's thread for the window: memory locked,
-// garbage collection off, last in line for the OOM killer. What privileges do not
-// allow is left out and told to warn: the kill is less tight then, not less
-// correct. What has no part in that is told to detail.
+// raise prepares the calling goroutine's thread for the window: memory locked and not
+// moved, garbage collection off, last in line for the OOM killer. What privileges do not
+// allow is left out and told to warn: the kill is less tight then, not less correct.
+// What has no part in that is told to detail.
 func raise(warn, detail func(string)) *stance {
 	s := &stance{warn: warn}
 	runtime.LockOSThread()
@@ -64,6 +64,7 @@ func raise(warn, detail func(string)) *stance {
 			s.note("restore oom_score_adj", err)
 		})
 	}
+	s.keepPages()
 	if err := lockMemory(); err != nil {
 		s.note("the window may be longer: mlockall (needs CAP_IPC_LOCK)", err)
 	} else {
@@ -80,6 +81,24 @@ func raise(warn, detail func(string)) *stance {
 // what is touched from now on. Without it the kernel fills in all that the Go runtime
 // has set aside, 44 MiB, which is too much to ask of a machine that is out of memory.
 func lockMemory() error { return unix.Mlockall(unix.MCL_CURRENT | unix.MCL_ONFAULT) }
+
+// keepPages has khugepaged leave the process's pages where they are: it takes them away
+// while it copies them into a huge one, locked or not, and who touches one meanwhile
+// sleeps until that is done (collapse_huge_page). PR_SET_THP_DISABLE is of Linux 3.15, its
+// flags, of which one may be set before, of 6.18.
+func (s *stance) keepPages() {
+	old, err := unix.PrctlRetInt(unix.PR_GET_THP_DISABLE, 0, 0, 0, 0)
+	if err == nil {
+		err = unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0)
+	}
+	if err != nil {
+		s.note("the killer may sleep in the window: PR_SET_THP_DISABLE", err)
+		return
+	}
+	s.undo = append(s.undo, func() {
+		s.note("restore PR_SET_THP_DISABLE", unix.Prctl(unix.PR_SET_THP_DISABLE, uintptr(old&1), uintptr(old&^1), 0, 0))
+	})
+}
 
 // promote makes the thread SCHED_FIFO, and says whether it may.
 func (s *stance) promote(priority uint32) bool {

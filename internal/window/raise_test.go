@@ -26,6 +26,7 @@ type posture struct {
 	gc               int
 	cpus             affinity.Set
 	signals          string
+	thp              int
 }
 
 func currentPosture(t *testing.T) posture {
@@ -46,6 +47,8 @@ func currentPosture(t *testing.T) posture {
 		}
 	}
 	s.cpus, err = affinity.Get(0)
+	must(t, err)
+	s.thp, err = unix.PrctlRetInt(unix.PR_GET_THP_DISABLE, 0, 0, 0, 0)
 	must(t, err)
 	s.gc = debug.SetGCPercent(-1)
 	debug.SetGCPercent(s.gc)
@@ -68,7 +71,7 @@ func TestRaiseAndLower(t *testing.T) {
 	raised := currentPosture(t)
 	s.lower()
 	if raised.policy != unix.SCHED_FIFO || raised.priority != fifoPriority || raised.oom != oom ||
-		raised.locked == "0 kB" || raised.gc != -1 {
+		raised.locked == "0 kB" || raised.gc != -1 || raised.thp != 1 {
 		t.Errorf("raised to %+v", raised)
 	}
 	if after := currentPosture(t); after != before {
