@@ -23,8 +23,9 @@ const (
 	// standInPatience is how long the killer waits for its stand-in to come on. A task
 	// of a higher real-time priority may have the CPU.
 	standInPatience = 50 * time.Millisecond
-	// pulsePatience is the same for the ordinary thread that runs before.
-	pulsePatience = 2 * time.Millisecond
+	// pulsePatience is the same for the ordinary thread that runs before, which others may
+	// keep waiting for a time slice or two.
+	pulsePatience = 10 * time.Millisecond
 )
 
 // mover takes the corral from one CPU to another and back while the killer reaps.
@@ -56,9 +57,10 @@ type mover struct {
 	want    int32 // the CPU that it is to hold, and 1; 0: none
 	here    int32 // the same of the one that it holds; it writes that itself
 
-	// An ordinary thread runs on the new CPU before the stand-in. From Linux 6.12 on the
-	// kernel takes a CPU from real-time threads for ordinary ones (dl_server) up to a
-	// second after it last reckoned with these: on a CPU that was idle since, soon.
+	// An ordinary thread runs on the new CPU before the stand-in, or there is no move. From
+	// Linux 6.12 on the kernel takes a CPU from real-time threads for ordinary ones
+	// (dl_server) up to a second after it last reckoned with these: on a CPU that was idle
+	// since, soon.
 	pulse  attendant
 	pulses uint32
 
@@ -205,7 +207,7 @@ func (m *mover) due() uint64 {
 	return m.next
 }
 
-// move takes the corral to the other CPU when that is due, unless the stand-in cannot
+// move takes the corral to the other CPU when that is due, unless the attendants cannot
 // have it for now. It is the last time where somebody's cpusets have changed meanwhile.
 //
 //go:nosplit
@@ -214,8 +216,7 @@ func (m *mover) move() {
 	if began < m.due() {
 		return
 	}
-	m.prepare()
-	came := m.send()
+	came := m.prepare() && m.send()
 	went := came && m.carryAll(1-m.at)
 	now := clock()
 	m.next = now + max(uint64(turn), restPerMove*(now-began))
@@ -231,15 +232,20 @@ func (m *mover) move() {
 	atomic.StoreInt32(&m.want, 0)
 }
 
-// prepare has the ordinary thread run on the other CPU, if that is idle.
+// prepare has the ordinary thread run on the other CPU, and reports whether it did.
 //
 //go:nosplit
-func (m *mover) prepare() {
+func (m *mover) prepare() bool {
 	pulses := atomic.LoadUint32(&m.pulses)
 	affinity.Apply(m.pulse.tid, &m.corral.sets[1-m.at])
 	notify(m.pulse.start, 1)
-	for give := clock() + uint64(pulsePatience); atomic.LoadUint32(&m.pulses) == pulses && clock() < give; {
+	give := clock() + uint64(pulsePatience)
+	for atomic.LoadUint32(&m.pulses) == pulses {
+		if clock() > give {
+			return false
+		}
 	}
+	return true
 }
 
 // send has the stand-in take the other CPU, and reports whether it did.
