@@ -29,7 +29,7 @@ type snapshotLimits struct {
 	pending       uint32 // wait queues that wait for the walk
 }
 
-var firstLimits = snapshotLimits{sleepersBytes: 4 << 20, queues: 64 << 10, pending: 32 << 10}
+var firstLimits = snapshotLimits{sleepersBytes: 1 << 20, queues: 64 << 10, pending: 32 << 10}
 
 func (l snapshotLimits) times(n uint32) snapshotLimits {
 	return snapshotLimits{n * l.sleepersBytes, n * l.queues, n * l.pending}
