@@ -28,7 +28,7 @@ func SwapSpace(t testing.TB) {
 			t.Fatal(err)
 		}
 	}
-	write("disksize", "128M")
+	write("disksize", "512M")
 	for _, tool := range []string{"mkswap", "swapon"} {
 		if out, err := exec.Command(tool, device).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v: %s", tool, err, out)

@@ -5,6 +5,8 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -13,6 +15,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/bpfkill/bpfkill/internal/nstest"
 )
 
 // room is what a machine must have for these tests: 10,000 processes have 220 KiB
@@ -57,10 +61,17 @@ func TestMemoryCgroup(t *testing.T) {
 	}
 }
 
-// A machine with 20 MiB left still gets its processes killed.
+// A machine with 20 MiB left, which has swap space, still gets its processes killed.
+// With none it is short of what bpfkill needs, and the kernel ends whoever has most.
 func TestLittleMemory(t *testing.T) {
+	nstest.SwapSpace(t)
 	s := stage(t, 200)
 	takeAllBut(t, 20<<20)
+	left, err := available()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d MiB left", left>>20)
 	s.kill(t, killer(t))
 }
 
@@ -147,7 +158,7 @@ func (s *storm) kill(t *testing.T, cmd *exec.Cmd) {
 
 func killer(t *testing.T) *exec.Cmd {
 	t.Helper()
-	return exec.Command(tool(t, "BPFKILL_BIN"), "--target", "smtpserver", "--exact", "--output", "json")
+	return exec.Command(tool(t, "BPFKILL_BIN"), "--target", "smtpserver", "--exact", "--timeout", "5m", "--output", "json")
 }
 
 func tool(t *testing.T, variable string) string {
@@ -159,32 +170,78 @@ func tool(t *testing.T, variable string) string {
 	return path
 }
 
+// hogVariable in the environment makes a process one that takes memory until only that
+// many bytes are left. What bpfkill had at most would count its parent's, so that is
+// somebody else.
+const hogVariable = "SCALE_HOG"
+
+func TestMain(m *testing.M) {
+	if left, err := strconv.ParseUint(os.Getenv(hogVariable), 10, 64); err == nil {
+		if err := hog(left); err != nil {
+			fmt.Fprintln(os.Stderr, "hog:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+func hog(left uint64) error {
+	const step = 1 << 20
+	for {
+		now, err := available()
+		if err != nil {
+			return err
+		}
+		if now <= left {
+			break
+		}
+		if _, err := unix.Mmap(-1, 0, step, unix.PROT_READ|unix.PROT_WRITE,
+			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE); err != nil {
+			return err
+		}
+	}
+	fmt.Println("full")
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
 // takeAllBut takes memory until that much is left, for the time of the test.
 func takeAllBut(t *testing.T, left uint64) {
 	t.Helper()
-	const step = 1 << 20
-	for available(t) > left {
-		mem, err := unix.Mmap(-1, 0, step, unix.PROT_READ|unix.PROT_WRITE,
-			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
-		if err != nil {
-			t.Fatal(err)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", hogVariable, left))
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("the one who took the memory: %v", err)
 		}
-		t.Cleanup(func() { _ = unix.Munmap(mem) })
+	})
+	if _, err := bufio.NewReader(out).ReadBytes('\n'); err != nil {
+		t.Fatalf("no memory was taken: %v", err)
 	}
 }
 
 // available is MemAvailable in bytes.
-func available(t *testing.T) uint64 {
-	t.Helper()
+func available() (uint64, error) {
 	text, err := os.ReadFile("/proc/meminfo")
 	if err != nil {
-		t.Fatal(err)
+		return 0, err
 	}
 	_, rest, _ := bytes.Cut(text, []byte("MemAvailable:"))
 	word, _, _ := bytes.Cut(bytes.TrimLeft(rest, " "), []byte(" "))
 	kB, err := strconv.ParseUint(string(word), 10, 64)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kB << 10
+	return kB << 10, err
 }
