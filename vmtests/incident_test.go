@@ -165,8 +165,8 @@ func stageIncident(t *testing.T, set *incidentSettings, arch Arch, k Kernel, ini
 		result.Clock = incident.InstructionClock
 	}
 	result.Date = begin.UTC().Format(time.DateOnly)
-	t.Logf("Linux %s, %s: %d pages swapped in (%d major faults by the woken, %d by the dying), %d ran, heartbeat gap %.0f ms at %.0f ms (%.0f ms of it in wait for CPU %d, %d major faults; quiet %.0f), gone after %.0f ms, calm after %.0f ms, PSI full %d ms; boot to verdict %.0f s",
-		result.Kernel, strategy, result.SwapInPages, result.FaultsWoken, result.FaultsDying, result.RanUserCode,
+	t.Logf("Linux %s, %s: %d pages swapped in (major faults: %d by the woken, %d by the dying, %d by the killer, %d by the heartbeat and the servers' parent; %d pages swapped out), %d ran, heartbeat gap %.0f ms at %.0f ms (%.0f ms of it in wait for CPU %d, %d major faults; quiet %.0f), gone after %.0f ms, calm after %.0f ms, PSI full %d ms; boot to verdict %.0f s",
+		result.Kernel, strategy, result.SwapInPages, result.FaultsWoken, result.FaultsDying, result.FaultsKiller, result.FaultsOthers-result.FaultsKiller, result.SwapOutPages, result.RanUserCode,
 		result.HeartbeatGapMS, result.HeartbeatGapAtMS, result.HeartbeatGapWaitMS, result.HeartbeatGapCPU, result.HeartbeatGapFaults, result.QuietGapMS, result.GoneMS, result.CalmMS, result.PSIFullUS/1000, booted.total.Seconds())
 	return result
 }
@@ -217,8 +217,9 @@ func checkBars(t *testing.T, r *incident.Result) {
 				r.SwapInPages, r.RanUserCode, r.Routers, routers)
 		}
 	case "bpfkill":
-		if r.SwapInPages != 0 || r.RanUserCode != 0 {
-			t.Errorf("bpfkill had %d pages swapped in, and %d processes ran; want none", r.SwapInPages, r.RanUserCode)
+		// The kernel may have put some of bpfkill's own memory on swap before it ran.
+		if r.SwapInPages != 0 && r.FaultsKiller == 0 || r.FaultsWoken+r.FaultsDying != 0 || r.RanUserCode != 0 {
+			t.Errorf("bpfkill had %d pages swapped in, and %d processes ran; want none: %+v", r.SwapInPages, r.RanUserCode, r.Samples)
 		}
 	}
 }

@@ -100,7 +100,8 @@ func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result 
 			r.FaultsWoken += n
 		}
 	}
-	r.FaultsOthers = majorFaults(t, others) - othersBefore + rec.killed.majorFaults
+	r.FaultsKiller = rec.killed.majorFaults
+	r.FaultsOthers = majorFaults(t, others) - othersBefore + r.FaultsKiller
 	r.FaultsDying = r.MajorFaults - min(r.MajorFaults, r.FaultsWoken+r.FaultsOthers)
 	r.RanUserCode = len(woken)
 	if rec.killed.err != nil {
