@@ -54,7 +54,7 @@ INCIDENT_RESULTS    := $(CURDIR)/docs/incident.jsonl
 INCIDENT := INCIDENT_RUNS=$(INCIDENT_RUNS) INCIDENT_KERNELS=$(INCIDENT_KERNELS) \
 	INCIDENT_STRATEGIES=$(INCIDENT_STRATEGIES) INCIDENT_RESULTS=$(INCIDENT_RESULTS)
 
-# What an emulated arm64 does within five minutes a kernel.
+# What an emulated arm64 does within five minutes a kernel; ./internal/window takes as long again.
 ARM64_PACKAGES ?= ./vmtests/guest,./internal/storm,./internal/loader
 
 ACCURACY_RUNS  ?= 3
