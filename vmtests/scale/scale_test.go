@@ -77,9 +77,8 @@ func TestLittleMemory(t *testing.T) {
 
 // storm is the processes of a wakestorm command.
 type storm struct {
-	cmd *exec.Cmd
+	in  io.Closer
 	out *bufio.Reader
-	in  interface{ Close() error }
 }
 
 func stage(t *testing.T, servers int) *storm {
@@ -94,29 +93,37 @@ func stage(t *testing.T, servers int) *storm {
 	if total := uint64(info.Totalram) * uint64(info.Unit); total < room*9/10 {
 		t.Skipf("this machine has %d MiB, and the test wants %d (VMTEST_MEMORY_MIB)", total>>20, room>>20)
 	}
-	s := &storm{cmd: exec.Command(tool(t, "WAKESTORM_BIN"), "run", "--topology", "mail",
-		"--processes", strconv.Itoa(servers), "--mem", "0.0625", "--until-eof", "--timeout", "10m")}
-	s.cmd.Stderr = os.Stderr
-	in, err := s.cmd.StdinPipe()
+	in, out := start(t, exec.Command(tool(t, "WAKESTORM_BIN"), "run", "--topology", "mail",
+		"--processes", strconv.Itoa(servers), "--mem", "0.0625", "--until-eof", "--timeout", "10m"))
+	return &storm{in, out}
+}
+
+// start starts what runs until its standard input ends, and waits for its first line.
+func start(t *testing.T, cmd *exec.Cmd) (in io.Closer, out *bufio.Reader) {
+	t.Helper()
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out, err := s.cmd.StdoutPipe()
+	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.cmd.Start(); err != nil {
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		_ = in.Close()
-		_ = s.cmd.Wait()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%v: %v", cmd.Args, err)
+		}
 	})
-	s.in, s.out = in, bufio.NewReader(out)
-	if _, err := s.out.ReadBytes('\n'); err != nil {
-		t.Fatalf("wakestorm said nothing: %v", err)
+	out = bufio.NewReader(stdout)
+	if _, err := out.ReadBytes('\n'); err != nil {
+		t.Fatalf("%v said nothing: %v", cmd.Args, err)
 	}
-	return s
+	return in, out
 }
 
 // kill runs bpfkill and fails unless everybody is gone and nobody had woken.
@@ -211,27 +218,7 @@ func takeAllBut(t *testing.T, left uint64) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d", hogVariable, left))
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = in.Close()
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("the one who took the memory: %v", err)
-		}
-	})
-	if _, err := bufio.NewReader(out).ReadBytes('\n'); err != nil {
-		t.Fatalf("no memory was taken: %v", err)
-	}
+	start(t, cmd)
 }
 
 // available is MemAvailable in bytes.
