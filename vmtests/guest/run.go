@@ -149,8 +149,8 @@ func whoKilled(overstayed bool, log string) string {
 type tally struct {
 	protocol.Counts
 	failures, skips []string
-	last            string // the line before
-	running         string // the test that was started last
+	running         string            // the test that speaks
+	said            map[string]string // what each test said last
 }
 
 // copy passes the output to the console line by line and counts.
@@ -182,11 +182,17 @@ func (t *tally) count(line string) {
 			t.failures = append(t.failures, name)
 		case "SKIP":
 			t.Skipped++
-			t.skips = append(t.skips, name+": "+strings.TrimSpace(t.last))
+			t.skips = append(t.skips, name+": "+t.said[name])
 		}
+		return
 	}
-	if name, ok := strings.CutPrefix(line, "=== RUN   "); ok {
-		t.running = name
+	if rest, ok := strings.CutPrefix(line, "=== "); ok {
+		_, name, _ := strings.Cut(rest, " ")
+		t.running = strings.TrimLeft(name, " ")
+		return
 	}
-	t.last = line
+	if t.said == nil {
+		t.said = map[string]string{}
+	}
+	t.said[t.running] = trimmed
 }

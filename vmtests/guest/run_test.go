@@ -19,22 +19,39 @@ func TestTally(t *testing.T) {
 === RUN   TestB
     b_test.go:3: needs Linux 6.13 (bpf_send_signal_task)
 --- SKIP: TestB (0.00s)
+=== RUN   TestC
+=== RUN   TestC/old
+    c_test.go:5: a first word
+    c_test.go:9: needs Linux 6.9
+=== RUN   TestC/late
+=== PAUSE TestC/late
+=== CONT  TestC/late
+    c_test.go:7: on the way
+=== NAME  TestC/old
+    c_test.go:9: needs Linux 6.9 (PIDFD_THREAD)
+--- PASS: TestC (0.00s)
+    --- SKIP: TestC/old (0.00s)
+    --- PASS: TestC/late (0.00s)
+=== RUN   TestD
 FAIL
 `
 	var got tally
 	for line := range strings.Lines(output) {
 		got.count(strings.TrimRight(line, "\n"))
 	}
-	if want := (protocol.Counts{Passed: 1, Failed: 2, Skipped: 1}); got.Counts != want {
+	if want := (protocol.Counts{Passed: 3, Failed: 2, Skipped: 2}); got.Counts != want {
 		t.Errorf("counts %+v, want %+v", got.Counts, want)
 	}
-	if got.running != "TestB" {
-		t.Errorf("running %q, want TestB", got.running)
+	if got.running != "TestD" {
+		t.Errorf("running %q, want TestD", got.running)
 	}
 	if want := []string{"TestA", "TestA/sub"}; !slices.Equal(got.failures, want) {
 		t.Errorf("failures %q, want %q", got.failures, want)
 	}
-	if want := []string{"TestB: b_test.go:3: needs Linux 6.13 (bpf_send_signal_task)"}; !slices.Equal(got.skips, want) {
+	if want := []string{
+		"TestB: b_test.go:3: needs Linux 6.13 (bpf_send_signal_task)",
+		"TestC/old: c_test.go:9: needs Linux 6.9 (PIDFD_THREAD)",
+	}; !slices.Equal(got.skips, want) {
 		t.Errorf("skips %q, want %q", got.skips, want)
 	}
 }
