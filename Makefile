@@ -9,18 +9,21 @@
 #                   VMTEST_PACKAGES=./internal/storm,…            which tests
 #                   VMTEST_ARGS="-test.run=X -test.count=20"    how to run them
 #                   VMTEST_ENV="NAME=value" VMTEST_LIMIT=30m      their environment, and how long each may take
-#                   VMTEST_ACCEL=kvm, VMTEST_JOBS=1, VMTEST_MEMORY_MIB=512, VMTEST_TAGS=…,
-#                   VMTEST_APPEND="kernel parameters"
+#                   VMTEST_JOBS=2 VMTEST_MEMORY_MIB=768           how many at once, and how large
+#                   VMTEST_ACCEL=kvm, VMTEST_TAGS=…, VMTEST_APPEND="kernel parameters"
+#                   VMTEST_CACHE=DIR     where kernels are kept (default: bpfkill in the user's cache)
 #                   VMTEST_STRICT=1      a test that fails once has failed: it is not run again alone
 #                   VMTEST_CONSOLE=DIR   write each guest's console there as it comes
 #   make vmtest-arm64   some of them under emulated arm64 kernels
-#   make vmtest-scale   10,000 processes, 64 MiB, 20 MiB: what bpfkill needs, in machines of 3 GiB
+#                   ARM64_PACKAGES=./internal/window              others
+#   make vmtest-scale   10,000 processes; a cgroup of 64 MiB; 20 MiB left: in machines of 3 GiB
 #   make incident   the incident, staged with a swap disk in fresh machines: tables and picture of docs/incident.md
+#                   (105 boots: some two hours on two processors)
 #                   INCIDENT_RUNS=5 INCIDENT_KERNELS=6.1,6.12,7 INCIDENT_STRATEGIES=all
 #                   INCIDENT_CPUS=2 INCIDENT_MEMORY_MIB=512 INCIDENT_SERVERS=128 INCIDENT_ROUTER_MIB=8
 #   make incident-plot   tables and picture again, from the results that are there
 #   make accuracy   kill every topology and compare who was said to wake with who did (root)
-#                   ACCURACY_RUNS=20 ACCURACY_SIZES=1,10,300   how often, and how large
+#                   ACCURACY_RUNS=3 ACCURACY_SIZES=1,10,300    how often, and how large
 #                   ACCURACY_LOADS=idle,busy                   what else the CPUs do
 #                   ACCURACY_TOPOLOGY=herd                     only one
 #                   ACCURACY_TOGETHER=1                        all topologies side by side, killed at once
@@ -51,8 +54,7 @@ INCIDENT_RUNS       ?= 5
 INCIDENT_KERNELS    ?= 6.1,6.12,7
 INCIDENT_STRATEGIES ?= all
 INCIDENT_RESULTS    := $(CURDIR)/docs/incident.jsonl
-INCIDENT := INCIDENT_RUNS=$(INCIDENT_RUNS) INCIDENT_KERNELS=$(INCIDENT_KERNELS) \
-	INCIDENT_STRATEGIES=$(INCIDENT_STRATEGIES) INCIDENT_RESULTS=$(INCIDENT_RESULTS)
+INCIDENT := INCIDENT_RUNS=$(INCIDENT_RUNS) INCIDENT_KERNELS=$(INCIDENT_KERNELS) INCIDENT_STRATEGIES=$(INCIDENT_STRATEGIES)
 
 # What an emulated arm64 does within five minutes a kernel; ./internal/window takes as long again.
 ARM64_PACKAGES ?= ./vmtests/guest,./internal/storm,./internal/loader
@@ -106,7 +108,7 @@ unit:
 kernels:
 	$(GO) run ./vmtests/kernels
 
-# The incident with it, twice: the command of 2007 and bpfkill, in a machine small
+# The incident with it, twice: `kill -9` of the servers and bpfkill, in a machine small
 # enough for a run of every day. VMTEST_JOBS bounds the machines, not -parallel.
 vmtest: kernels
 	VMTEST=1 INCIDENT_MEMORY_MIB=384 INCIDENT_SERVERS=96 \
@@ -139,8 +141,10 @@ vmtest-scale: kernels
 		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout 90m
 
 incident: build kernels
-	rm -f $(INCIDENT_RESULTS)
-	VMTEST=1 $(INCIDENT) $(GO) test ./vmtests -count=1 -run TestIncident -v -timeout 10h
+	rm -f bin/incident.jsonl
+	VMTEST=1 $(INCIDENT) INCIDENT_RESULTS=$(CURDIR)/bin/incident.jsonl \
+		$(GO) test ./vmtests -count=1 -run TestIncident -v -timeout 10h
+	mv bin/incident.jsonl $(INCIDENT_RESULTS)
 	@$(MAKE) --no-print-directory incident-plot
 
 incident-plot: build

@@ -63,7 +63,11 @@ func (s *session) execute(ctx context.Context) (status int, err error) {
 	if s.quiet {
 		s.nameThoseLeft(out)
 	}
-	return max(status, s.unseenForks()), nil
+	lost, err := s.tools.executor.LostForks()
+	if err != nil {
+		s.warn(err.Error())
+	}
+	return max(status, s.unseenForks(lost)), nil
 }
 
 // lingerLimit bounds the wait for wakes that others cause than the killed.
@@ -116,17 +120,13 @@ func (s *session) nameThoseLeft(out *window.Outcome) {
 // first returns the first n of list, or all of a shorter one.
 func first[T any](list []T, n int) []T { return list[:min(n, len(list))] }
 
-// unseenForks says that children may have escaped, where that cannot be ruled
-// out: then not every process of the kill set is known to be gone.
-func (s *session) unseenForks() int {
-	lost, err := s.tools.executor.LostForks()
-	if err != nil {
-		s.warn(err.Error())
-	}
+// unseenForks says, quiet or not, that children may have escaped, where that cannot
+// be ruled out: then not every process of the kill set is known to be gone.
+func (s *session) unseenForks(lost uint64) int {
 	if lost == 0 {
 		return exitGone
 	}
-	s.warn(fmt.Sprintf("%d forks on this machine were not seen: children of the killed may live on; look again with --dry-run", lost))
+	fmt.Fprintf(s.stderr, "bpfkill: %d forks on this machine were not seen: children of the killed may live on; look again with --dry-run\n", lost)
 	return exitSurvivors
 }
 

@@ -26,7 +26,8 @@ Exit status:
   1   no process matched
   2   the command line is wrong
   3   fatal, and nothing was signalled
-  4   the window ran, but some processes survived the timeout; each is named
+  4   the window ran, but some processes survived the timeout, each named; or
+      forks were not seen, so that some may have
   64  some processes could not be signalled
 `
 

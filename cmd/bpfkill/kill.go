@@ -78,15 +78,14 @@ func (s *session) run(ctx context.Context, stdout io.Writer) (err error) {
 	if err := s.newReport(); err != nil {
 		return err
 	}
-	tooMany := s.max > 0 && len(s.plan.Order) > s.max
 	if s.dryRun {
-		if tooMany {
-			s.warn(fmt.Sprintf("the kill would be refused: %d processes are more than --max %d", len(s.plan.Order), s.max))
+		if err := s.write(stdout); err != nil {
+			return err
 		}
-		return s.write(stdout)
+		return s.checkMax()
 	}
-	if tooMany {
-		return fmt.Errorf("the kill set has %d processes, more than --max %d: nothing was signalled", len(s.plan.Order), s.max)
+	if err := s.checkMax(); err != nil {
+		return err
 	}
 	status, err := s.execute(ctx)
 	if err != nil {
@@ -97,6 +96,14 @@ func (s *session) run(ctx context.Context, stdout io.Writer) (err error) {
 	}
 	if status != exitGone {
 		return &exitError{status, nil}
+	}
+	return nil
+}
+
+// checkMax refuses a kill set that is larger than the user allows.
+func (s *session) checkMax() error {
+	if s.max > 0 && len(s.plan.Order) > s.max {
+		return fmt.Errorf("the kill set has %d processes, more than --max %d: nothing was signalled", len(s.plan.Order), s.max)
 	}
 	return nil
 }
@@ -221,8 +228,8 @@ func (s *session) makePlan() (err error) {
 	return nil
 }
 
-// chooseEngine settles on the engine. auto never takes cgroup.kill: signals in
-// plan order from a SCHED_FIFO loop make a window ten times shorter.
+// chooseEngine settles on the engine. auto never takes cgroup.kill, which signals in
+// the kernel's order: whoever waits may come after whom it waits for.
 func (s *session) chooseEngine(batch bool) (err error) {
 	switch s.options.engine {
 	case engineBatch:

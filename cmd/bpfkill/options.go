@@ -39,7 +39,7 @@ type options struct {
 	dryRun     bool
 
 	output  report.Format
-	quiet   bool // no text report, notes or progress; errors stay
+	quiet   bool // no text report, notes, warnings or progress; errors stay
 	verbose bool // verifier logs, a row for each process
 
 	help, version bool
@@ -58,7 +58,7 @@ func (v *flagValues) flags() (selection, kill, output *pflag.FlagSet) {
 	k.StringVar(&v.dependentsName, "dependents", "descendants", "`WHO` dies too, of those that the kill would wake:\ndescendants (of a target; default), all, none")
 	k.StringVar(&v.bystandersName, "bystanders", "wake", "`HOW` the rest of those are treated: wake (default)")
 	k.StringArrayVar(&v.target.Protect, "protect", nil, "never kill those whose name matches `REGEX` (repeatable)")
-	k.StringVar(&v.engine, "engine", engineAuto, "deliver signals by `NAME`: auto (default; the best that\nthis kernel has), batch, cgroup, loop")
+	k.StringVar(&v.engine, "engine", engineAuto, "deliver signals by `NAME`: auto (default; batch where\nthis kernel has it, else loop), batch, cgroup, loop")
 	k.StringVar(&v.corral, "corral", corralAuto, "`HOW` the kill set is kept from running in the window:\nauto (default; all of it on bpfkill's own CPU), off")
 	k.IntVar(&v.max, "max", 0, "refuse to kill more than `N` processes (default: 0,\nno limit)")
 	k.DurationVar(&v.timeout, "timeout", 10*time.Second, "wait `TIME` for processes to exit (default 10s)")
@@ -66,7 +66,7 @@ func (v *flagValues) flags() (selection, kill, output *pflag.FlagSet) {
 
 	o := newFlagSet("output")
 	o.StringVar(&v.formatName, "output", "text", "write the report as `FMT`: text (default), json, dot")
-	o.BoolVarP(&v.quiet, "quiet", "q", false, "no text report, notes or progress; errors stay")
+	o.BoolVarP(&v.quiet, "quiet", "q", false, "no text report, notes, warnings or progress;\nerrors stay")
 	o.BoolVarP(&v.verbose, "verbose", "v", false, "a row for each process; verifier logs")
 	o.BoolVarP(&v.version, "version", "V", false, "print the version and exit")
 	o.BoolVarP(&v.help, "help", "h", false, "print this text and exit")

@@ -102,6 +102,37 @@ func TestDryRunKillsNobody(t *testing.T) {
 	}
 }
 
+// A dry run is what a script asks before it kills.
+func TestDryRunOfTooMany(t *testing.T) {
+	nstest.Require(t)
+	s := stage(t, "smtp", 8)
+	all := len(s.Processes())
+	for args, want := range map[string]int{
+		"--max 1 -q": exitFatal, fmt.Sprintf("--max %d", all-1): exitFatal, fmt.Sprintf("--max %d", all): exitGone,
+	} {
+		o := runBpfkill(t, append([]string{"--target", storm.Target, "--dry-run"}, strings.Fields(args)...)...)
+		if o.status != want || strings.Contains(o.stderr, "more than --max") != (want == exitFatal) {
+			t.Errorf("%s: exit status %d, stderr %q", args, o.status, o.stderr)
+		}
+		if quiet := strings.Contains(args, "-q"); (o.stdout == "") != quiet {
+			t.Errorf("%s: stdout %q", args, o.stdout)
+		}
+	}
+	unharmed(t, s)
+}
+
+// An exit status that is not 0 always has its line.
+func TestUnseenForksAreSaid(t *testing.T) {
+	for _, lost := range []uint64{0, 3} {
+		var stderr bytes.Buffer
+		s := &session{options: &options{quiet: true}, stderr: &stderr}
+		status := s.unseenForks(lost)
+		if said := strings.Count(stderr.String(), "\n"); (status == exitSurvivors) != (lost > 0) || said != min(int(lost), 1) {
+			t.Errorf("%d lost: exit status %d, stderr %q", lost, status, stderr.String())
+		}
+	}
+}
+
 func TestWithoutPrivileges(t *testing.T) {
 	nstest.Require(t)
 	s := stage(t, "smtp", 2)
