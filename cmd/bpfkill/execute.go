@@ -51,8 +51,8 @@ func (s *session) execute(ctx context.Context) (status int, err error) {
 		return 0, err
 	}
 	status = exitStatusOf(out)
-	if err != nil {
-		s.warn(err.Error())
+	if err != nil { // quiet or not: it may be why the status is what it is
+		fmt.Fprintln(s.stderr, "bpfkill:", err)
 	}
 	if err := s.linger(ctx); err != nil {
 		s.warn(err.Error())

@@ -91,7 +91,7 @@ func channelLabel(channel string) string {
 
 var stateLabels = map[string]string{
 	"R": "running", "S": "sleeping", "D": "uninterruptible sleep", "T": "stopped",
-	"t": "stopped by a tracer", "Z": "zombie", "X": "dead", "I": "idle",
+	"t": "stopped by a tracer", "Z": "zombie", "X": "dead", "I": "idle", "?": "not known",
 }
 
 // stateLabel writes a process state as ps letters it, and in words.

@@ -31,33 +31,7 @@ func (r *run) await(ctx context.Context) error {
 	for _, f := range r.out.Refused {
 		delete(members, f.Process.KernelIdentity())
 	}
-	swept := make(map[waitgraph.KernelIdentity]bool)
-	total := len(members)
-	for {
-		left, fresh, err := r.remaining(members, swept)
-		if err != nil {
-			return err
-		}
-		if fresh > 0 || r.out.Rounds == 0 {
-			r.out.Rounds++
-		}
-		total += fresh
-		if r.Progress != nil {
-			r.Progress(total-len(left), total)
-		}
-		if len(left) == 0 && fresh == 0 {
-			break
-		}
-		if ctx.Err() != nil || !time.Now().Before(deadline) {
-			r.out.Survivors = left
-			break
-		}
-		r.waitExits(ctx, left, deadline, func(gone int) {
-			if r.Progress != nil {
-				r.Progress(total-len(left)+gone, total)
-			}
-		})
-	}
+	err := r.awaitMembers(ctx, members, deadline)
 	if ctx.Err() != nil && len(r.out.Survivors) > 0 {
 		r.warn("interrupted: exits are not awaited any longer")
 	}
@@ -71,7 +45,72 @@ func (r *run) await(ctx context.Context) error {
 			r.out.Gone--
 		}
 	}
-	return nil
+	return err
+}
+
+// awaitMembers waits until no member is left. It fails only at the deadline: what
+// fails for want of memory may work later, for the dying give theirs back. Then
+// it is not known who is gone, and all that were to die are survivors.
+func (r *run) awaitMembers(ctx context.Context, members map[waitgraph.KernelIdentity]bool, deadline time.Time) error {
+	swept := make(map[waitgraph.KernelIdentity]bool)
+	total := len(members)
+	for {
+		left, fresh, err := r.remaining(members, swept)
+		if fresh > 0 || r.out.Rounds == 0 {
+			r.out.Rounds++
+		}
+		total += fresh
+		over := ctx.Err() != nil || !time.Now().Before(deadline)
+		switch {
+		case err != nil && over:
+			r.out.Survivors = r.unknown(members)
+			return fmt.Errorf("it is not known who is gone: %w", err)
+		case err != nil:
+			pause(ctx)
+			continue
+		}
+		if r.Progress != nil {
+			r.Progress(total-len(left), total)
+		}
+		if len(left) == 0 && fresh == 0 {
+			return nil
+		}
+		if over {
+			r.out.Survivors = left
+			return nil
+		}
+		err = r.waitExits(ctx, left, deadline, func(gone int) {
+			if r.Progress != nil {
+				r.Progress(total-len(left)+gone, total)
+			}
+		})
+		if err != nil {
+			pause(ctx) // and look again
+		}
+	}
+}
+
+// stateUnknown is the state of a process of which it is not known whether it lives.
+const stateUnknown = '?'
+
+// unknown returns the members of the plan, of whom nothing is known.
+func (r *run) unknown(members map[waitgraph.KernelIdentity]bool) (left []waitgraph.Process) {
+	for i := range r.victims {
+		if members[r.victims[i].KernelIdentity()] {
+			p := r.victims[i]
+			p.State = stateUnknown
+			left = append(left, p)
+		}
+	}
+	return left
+}
+
+// pause lasts a tick, if nobody cancels it.
+func pause(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(tick):
+	}
 }
 
 // remaining returns the members that are alive, after it has signalled those
@@ -93,7 +132,7 @@ func (r *run) remaining(members, swept map[waitgraph.KernelIdentity]bool) (left 
 	// where needed. Then identities, after the pidfds.
 	alive, err := r.alive()
 	if err != nil {
-		return nil, 0, err
+		return nil, fresh, err
 	}
 	for k, wanted := range members {
 		p, ok := alive[k]
@@ -105,7 +144,7 @@ func (r *run) remaining(members, swept map[waitgraph.KernelIdentity]bool) (left 
 	}
 	slices.SortFunc(left, func(a, b waitgraph.Process) int { return int(a.KernelPID) - int(b.KernelPID) })
 	if err := r.sweep(left, isInherited, members, swept); err != nil {
-		return nil, 0, err
+		return nil, fresh, err
 	}
 	return left, fresh, nil
 }
@@ -150,42 +189,48 @@ func (r *run) sweep(left []waitgraph.Process, inherited, members, swept map[wait
 var errNamespaceInit = errors.New("init of a pid namespace")
 
 // waitExits waits until all of left that fit into the descriptor limit have
-// exited, the deadline is over, or a tick has passed in which nobody exited.
-func (r *run) waitExits(ctx context.Context, left []waitgraph.Process, deadline time.Time, progress func(gone int)) {
+// exited, the deadline is over, or a tick has passed in which nobody exited. An error
+// is that it could wait for none of them.
+func (r *run) waitExits(ctx context.Context, left []waitgraph.Process, deadline time.Time, progress func(gone int)) error {
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
-		r.warn(fmt.Sprintf("epoll_create1: %v", err))
-		return
+		return fmt.Errorf("epoll_create1: %w", err)
 	}
 	defer unix.Close(ep)
-	waiting := 0
+	waiting, exited := 0, 0
 	for i := range left {
 		if !r.pidfds.open(&left[i]) {
 			continue // the set is full, but others may be in it
 		}
 		fd, _ := r.pidfds.get(&left[i])
+		if fd < 0 {
+			exited++
+		}
 		ev := unix.EpollEvent{Events: unix.EPOLLIN | unix.EPOLLONESHOT, Fd: int32(fd)}
 		if fd >= 0 && unix.EpollCtl(ep, unix.EPOLL_CTL_ADD, fd, &ev) == nil {
 			waiting++
 		}
 	}
+	if waiting+exited == 0 && len(left) > 0 {
+		return errors.New("no descriptor for a single pidfd")
+	}
 	events := make([]unix.EpollEvent, 256)
 	for gone := 0; gone < waiting && ctx.Err() == nil; {
 		wait := min(tick, time.Until(deadline))
 		if wait <= 0 {
-			return
+			return nil
 		}
 		n, err := unix.EpollWait(ep, events, int(wait.Milliseconds())+1)
 		if err != nil && !errors.Is(err, unix.EINTR) {
-			r.warn(fmt.Sprintf("epoll_wait: %v", err))
-			return
+			return fmt.Errorf("epoll_wait: %w", err)
 		}
 		if n <= 0 {
-			return // look for children forked in the race
+			return nil // look for children forked in the race
 		}
 		gone += n
 		progress(gone)
 	}
+	return nil
 }
 
 func (r *run) warn(s string) {

@@ -13,7 +13,8 @@ type Outcome struct {
 	// forked in the race are not counted: the observer knows which of them
 	// were signalled.
 	Signalled, Gone int
-	// Survivors are alive at the end, children forked in the race included.
+	// Survivors are alive at the end, children forked in the race included. The state
+	// of those of whom that is not known is '?'.
 	Survivors []waitgraph.Process
 	// Skipped were not signalled because they were gone already.
 	Skipped []Failure

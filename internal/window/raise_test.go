@@ -125,6 +125,8 @@ type fake struct {
 	threads                     []affinity.Thread
 	sharing                     map[waitgraph.KernelIdentity]error
 	failArm, failThreads        error
+	failLater                   error // of Processes, but the first time
+	looks                       int
 	armed, disarmed             int
 	opened, delivered, released uint64
 }
@@ -133,13 +135,19 @@ func (k *fake) Doom([]waitgraph.Process) error { return nil }
 func (k *fake) Inherit(func(waitgraph.KernelIdentity) bool) ([]waitgraph.KernelIdentity, error) {
 	return nil, nil
 }
-func (k *fake) Processes() ([]waitgraph.Process, error) { return k.procs, nil }
-func (k *fake) Arm(time.Duration) error                 { k.armed++; return k.failArm }
-func (k *fake) DeliveryErrors() ([]error, error)        { return make([]error, len(k.procs)), nil }
-func (k *fake) Disarm() error                           { k.disarmed++; return nil }
-func (k *fake) Threads() ([]affinity.Thread, error)     { return k.threads, k.failThreads }
-func (k *fake) Births() uint64                          { return 0 }
-func (k *fake) Switches() (window, reap uint64)         { return 0, 0 }
+func (k *fake) Processes() ([]waitgraph.Process, error) {
+	k.looks++
+	if k.looks > 1 && k.failLater != nil {
+		return nil, k.failLater
+	}
+	return k.procs, nil
+}
+func (k *fake) Arm(time.Duration) error             { k.armed++; return k.failArm }
+func (k *fake) DeliveryErrors() ([]error, error)    { return make([]error, len(k.procs)), nil }
+func (k *fake) Disarm() error                       { k.disarmed++; return nil }
+func (k *fake) Threads() ([]affinity.Thread, error) { return k.threads, k.failThreads }
+func (k *fake) Births() uint64                      { return 0 }
+func (k *fake) Switches() (window, reap uint64)     { return 0, 0 }
 func (k *fake) SharedMemory(context.Context, []affinity.Thread, []affinity.Thread) (map[waitgraph.KernelIdentity]error, error) {
 	return k.sharing, nil
 }
@@ -200,6 +208,31 @@ func TestFailuresLeaveNothingRaised(t *testing.T) {
 			}
 			eventually(t, "the process is dead, or lives as it should", func() bool { return dead(p.Process.Pid) == test.dead })
 		})
+	}
+}
+
+// TestUnknownIsNotGone: where nobody can be looked at any more, nobody is said to be gone.
+func TestUnknownIsNotGone(t *testing.T) {
+	nstest.Require(t)
+	broken := errors.New("broken")
+	p := startIdle(t)
+	k := &fake{failLater: broken, procs: []waitgraph.Process{{Identity: waitgraph.Identity{PID: int32(p.Process.Pid)},
+		KernelPID: int32(p.Process.Pid), Comm: "idle", State: 'S', Threads: 1}}}
+	o := options(EngineLoop, nil)
+	o.Timeout = 3 * tick
+	o.Warn = func(s string) { t.Log(s) }
+	out, err := Run(t.Context(), k, k.procs, o)
+	if !errors.Is(err, broken) {
+		t.Errorf("%v, want %v", err, broken)
+	}
+	if out == nil || out.Signalled != 1 || out.Gone != 0 || len(out.Survivors) != 1 || out.Survivors[0].State != stateUnknown {
+		t.Errorf("%+v, want one of whom nothing is known", out)
+	}
+	if k.looks < 4 {
+		t.Errorf("it gave up after %d looks", k.looks)
+	}
+	if k.disarmed == 0 {
+		t.Error("it stays armed")
 	}
 }
 
