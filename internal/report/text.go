@@ -137,7 +137,7 @@ func (t *text) done() {
 		t.row("caught by the tripwire", fmt.Sprint(r.Tripped), "woken, and dead before they reached user mode")
 	}
 	if r.Inherited > 0 {
-		t.row("forked meanwhile", fmt.Sprint(r.Inherited), "children of the dying, which are gone, too")
+		t.row("forked meanwhile", fmt.Sprint(r.Inherited), "children of the dying, which were to die, too")
 	}
 	swapIns := "0"
 	if r.SwapInPages > 0 {
