@@ -2,9 +2,9 @@
 /*
  * The kill: fork tracker and inheritance, tripwire, batch delivery.
  *
- * Every handler that can signal asks armed() first: armed until a deadline,
- * and by a process that holds the programs' only references. When it dies,
- * they are gone.
+ * The tripwire asks armed() first: armed until a deadline, and by a process that
+ * holds the programs' only references. When it dies, they are gone. Delivery runs
+ * when that process calls it.
  */
 #include "vmlinux.h"
 #include <bpf/bpf_helpers.h>
@@ -230,7 +230,7 @@ int tripwire(void *ctx)
 		return 0;
 	task = (void *)bpf_get_current_task();
 	if (d->start_ns != group_start_ns(task) || sigkill_pending(task) || !permitted(task) ||
-	    pid_is_init(BPF_CORE_READ(task, thread_pid)))
+	    pid_is_init(BPF_CORE_READ(task, group_leader, thread_pid)))
 		return 0;
 	if (tripwire_enabled && !bpf_send_signal(SIGKILL))
 		d->tripped = true;

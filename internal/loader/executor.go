@@ -17,9 +17,9 @@ import (
 // inheritance, the tripwire, and the batch engine where the kernel has it.
 //
 // Loading attaches the fork tracker only. Nothing is signalled before
-// the window is opened (see Clocks), nor after the deadline given to Arm. The executor's file
-// descriptors are the only references to its programs: when the process dies,
-// at whatever moment, the kernel drops them all.
+// the window is opened (see Clocks); after the deadline given to Arm the tripwire
+// signals nobody. The executor's file descriptors are the only references to its
+// programs: when the process dies, at whatever moment, the kernel drops them all.
 //
 // It is not safe for concurrent use.
 type Executor struct {
@@ -181,7 +181,8 @@ func (e *Executor) Batch() (attr unsafe.Pointer, size uintptr) {
 	return unsafe.Pointer(&e.batch.attr), unsafe.Sizeof(e.batch.attr)
 }
 
-// Disarm ends the tripwire and inheritance: no program signals after it.
+// Disarm ends the tripwire: no program signals after it. Children of the kill set are
+// still written down.
 func (e *Executor) Disarm() error {
 	e.words.store(executeVarOpenedNs, 0)
 	return nil
@@ -296,10 +297,12 @@ func (e *Executor) forks() (map[int32]executeForked, error) {
 	return m, nil
 }
 
-// LostForks counts children that found no space to be recorded. Where it is not
-// zero, only a fresh look at all processes shows who is left.
+// LostForks counts forks that were not recorded: those that found no space, and, since
+// v5.12 and at most so many, those for which the kernel passed the tracker over. Where
+// it is not zero, only a fresh look at all processes shows who is left.
 func (e *Executor) LostForks() (n uint64, err error) {
-	return e.words.load(executeVarLostForks), nil
+	missed, err := missedRuns(e.coll, executeProgTrackFork)
+	return e.words.load(executeVarLostForks) + missed, err
 }
 
 func (e *Executor) doomed() (map[int32]executeDoomed, error) {

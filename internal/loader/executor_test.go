@@ -305,6 +305,25 @@ func TestTripwireSpares(t *testing.T) {
 	}
 }
 
+// TestTripwireSparesInits: whichever of its threads comes back from the kernel.
+func TestTripwireSparesInits(t *testing.T) {
+	e := newExecutor(t)
+	init := start(t, "echo-thread", func(c *exec.Cmd) { c.SysProcAttr.Cloneflags = unix.CLONE_NEWPID })
+	for i, word := range []string{"one", "two", "three"} {
+		if i == 1 {
+			must(t, e.Doom([]waitgraph.Process{take(t).process(t, init.PID)}))
+			must(t, e.Arm(patience))
+			must(t, e.Open())
+		}
+		if _, err := fmt.Fprintln(init.in, word); err != nil {
+			t.Fatal(err)
+		}
+		if got := init.says(t); got != word {
+			t.Fatalf("it says %q, want %q", got, word)
+		}
+	}
+}
+
 // victim is the process that the test names to a role.
 func victim() waitgraph.Process {
 	var p waitgraph.Process

@@ -224,8 +224,7 @@ func (o *Observer) lost(fates []Fate) (l Lost, err error) {
 	if err := o.coll.Variables["lost_events"].Get(&l.Wakes); err != nil {
 		return l, fmt.Errorf("read lost events: %w", err)
 	}
-	forks, err := o.exec.LostForks()
-	if err != nil {
+	if l.Forks, err = o.exec.LostForks(); err != nil {
 		return l, fmt.Errorf("read lost forks: %w", err)
 	}
 	// Of the programs that the kernel passed over, only what shows: a process that
@@ -237,13 +236,9 @@ func (o *Observer) lost(fates []Fate) (l Lost, err error) {
 			l.Signals++
 		}
 	}
-	if l.TCPStates, err = missedRuns(o.coll, interruptible); err != nil {
-		return l, err
-	}
 	// At most, where there are seconds: what one copy missed the other has
 	// nearly always seen.
-	missedForks, err := missedRuns(o.exec.coll, executeProgTrackFork)
-	l.Forks = forks + missedForks
+	l.TCPStates, err = missedRuns(o.coll, interruptible)
 	return l, err
 }
 

@@ -220,27 +220,25 @@ var roles = map[string]func() error{
 		signal.Ignore(unix.SIGCHLD)
 		return untilEOF()
 	},
-	"echo": func() error {
-		_, err := io.Copy(os.Stdout, os.Stdin)
-		return err
-	},
-	"map":      mapShared(unix.PROT_READ | unix.PROT_WRITE),
-	"map-read": mapShared(unix.PROT_READ),
-	"idle":     untilEOF,
-	"share":    sharedTable,
-	"snapshot": snapshotInside,
-	"armed":    armedInside,
-	"batch":    batchInside,
-	"breed":    breed,
-	"lock":     takeLock,
-	"robust":   ownRobust,
-	"reaper":   reap,
-	"parent":   parentOfOne,
-	"sleep":    sleepOn,
-	"obey":     obey,
-	"relay":    relay,
-	"ping":     ping,
-	"pong":     pong,
+	"echo":        echo,
+	"echo-thread": func() error { return onThread(echo) },
+	"map":         mapShared(unix.PROT_READ | unix.PROT_WRITE),
+	"map-read":    mapShared(unix.PROT_READ),
+	"idle":        untilEOF,
+	"share":       sharedTable,
+	"snapshot":    snapshotInside,
+	"armed":       armedInside,
+	"batch":       batchInside,
+	"breed":       breed,
+	"lock":        takeLock,
+	"robust":      ownRobust,
+	"reaper":      reap,
+	"parent":      parentOfOne,
+	"sleep":       sleepOn,
+	"obey":        obey,
+	"relay":       relay,
+	"ping":        ping,
+	"pong":        pong,
 }
 
 var scratch [64]byte
@@ -256,6 +254,22 @@ func blockIn(number uintptr, args ...uintptr) error {
 			return nil
 		}
 	}
+}
+
+func echo() error {
+	_, err := io.Copy(os.Stdout, os.Stdin)
+	return err
+}
+
+// onThread runs f on a thread that is not the process's first.
+func onThread(f func() error) error {
+	runtime.LockOSThread()
+	if unix.Gettid() != os.Getpid() {
+		return f()
+	}
+	done := make(chan error)
+	go func() { done <- onThread(f) }()
+	return <-done
 }
 
 // untilEOF lives as long as its standard input is open.
