@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/bpfkill/bpfkill/internal/cgroup2"
 	"github.com/bpfkill/bpfkill/internal/loader"
@@ -55,11 +56,23 @@ func haveCgroupKill(t *testing.T) bool {
 	return major > 5 || major == 5 && minor >= 14
 }
 
+// joined is a kernel on which something happens when the tripwire is armed.
+type joined struct {
+	bpf
+	join func()
+}
+
+func (k joined) Arm(d time.Duration) error {
+	k.join()
+	return k.bpf.Arm(d)
+}
+
 // TestCgroupEngine kills the population of a subtree, its children included, or
-// nobody.
+// nobody: where somebody else is there, from the start or at the last moment.
 func TestCgroupEngine(t *testing.T) {
-	for _, stranger := range []bool{false, true} {
-		t.Run(fmt.Sprintf("stranger %v", stranger), func(t *testing.T) {
+	const none, early, late = "nobody else", "a stranger", "a latecomer"
+	for _, other := range []string{none, early, late} {
+		t.Run(other, func(t *testing.T) {
 			top := testCgroup(t, "")
 			below := testCgroup(t, top)
 			k := newKernel(t)
@@ -67,9 +80,9 @@ func TestCgroupEngine(t *testing.T) {
 			for i, p := range s.Processes() {
 				moveInto(t, []string{top, below}[i%2], p.PID)
 			}
-			if stranger {
-				p := startIdle(t)
-				moveInto(t, below, p.Process.Pid)
+			stranger := startIdle(t)
+			if other == early {
+				moveInto(t, below, stranger.Process.Pid)
 			}
 			all := processes(t, k)
 			victims := membersOf(t, s, all)
@@ -86,10 +99,17 @@ func TestCgroupEngine(t *testing.T) {
 			if want := filepath.Join(top, "cgroup.kill"); o.CgroupKill != want {
 				t.Errorf("%s, want %s", o.CgroupKill, want)
 			}
-			out, err := Run(t.Context(), k, victims, o)
+			out, err := Run(t.Context(), joined{k, func() {
+				if other == late {
+					moveInto(t, below, stranger.Process.Pid)
+				}
+			}}, victims, o)
 			alive, aliveErr := s.Alive()
 			must(t, aliveErr)
-			if stranger {
+			if dead(stranger.Process.Pid) {
+				t.Error("the stranger is dead")
+			}
+			if other != none {
 				if out != nil || err == nil || !strings.Contains(err.Error(), "not in the kill set") || len(alive) != len(victims) {
 					t.Errorf("%+v, %v, %d alive; want an error and nobody killed", out, err, len(alive))
 				}

@@ -1,6 +1,7 @@
 package window
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -63,8 +64,8 @@ func (t *corralled) key() threadKey { return threadKey{t.Process, t.TID} }
 
 // prepareCorral lists the threads of the kill set and writes them into the
 // guardian's table. Nothing is changed yet.
-func prepareCorral(k Kernel, g *guardian) (*corral, error) {
-	if err := g.awaitReady(guardianPatience); err != nil {
+func prepareCorral(ctx context.Context, k Kernel, g *guardian) (*corral, error) {
+	if err := g.awaitReady(ctx, guardianPatience); err != nil {
 		return nil, err
 	}
 	c := &corral{kernel: k, guardian: g, known: map[threadKey]bool{}, leftOut: map[waitgraph.KernelIdentity]unix.Errno{}}

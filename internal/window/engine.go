@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -71,7 +72,15 @@ func (r *run) record(i int, err error) {
 // late signals victims after the window, through pidfds that are opened,
 // identified and closed a piece at a time: nobody is missed or mistaken, however
 // few descriptors there are.
+//
+// The window is open until then, and whoever runs meanwhile is counted.
 func (r *run) late(todo []int) error {
+	if len(todo) == 0 {
+		return nil
+	}
+	_, _, released := r.kernel.Clocks()
+	atomic.StoreUint64(released, 0)
+	defer func() { atomic.StoreUint64(released, clock()) }()
 	for len(todo) > 0 {
 		r.pidfds.closeAll()
 		n := 0

@@ -287,7 +287,9 @@ type stat struct {
 }
 
 func readStat(tid int) (stat, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(tid) + "/stat")
+	// Not /proc/TID/stat, which counts for all threads of its process.
+	id := strconv.Itoa(tid)
+	b, err := os.ReadFile("/proc/" + id + "/task/" + id + "/stat")
 	if err != nil {
 		return stat{}, err
 	}

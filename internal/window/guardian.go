@@ -1,6 +1,7 @@
 package window
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -29,6 +30,7 @@ type guardian struct {
 
 	awaited bool  // awaitReady has been called
 	ready   error // what it returned
+	ended   bool  // by takeOver
 }
 
 // startGuardian does not wait until the guardian is ready.
@@ -59,17 +61,20 @@ func startGuardian() (*guardian, error) {
 }
 
 // awaitReady waits until the guardian guards. Once is enough: the outcome stays.
-func (g *guardian) awaitReady(limit time.Duration) error {
+func (g *guardian) awaitReady(ctx context.Context, limit time.Duration) error {
 	if !g.awaited {
-		g.awaited, g.ready = true, g.wait(limit)
+		g.awaited, g.ready = true, g.wait(ctx, limit)
 	}
 	return g.ready
 }
 
-func (g *guardian) wait(limit time.Duration) error {
+func (g *guardian) wait(ctx context.Context, limit time.Duration) error {
 	poll := []unix.PollFd{{Fd: int32(g.conn.Fd()), Events: unix.POLLIN}}
 	for deadline := time.Now().Add(limit); ; {
-		n, err := unix.Poll(poll, int(max(0, time.Until(deadline)).Milliseconds()))
+		n, err := unix.Poll(poll, int(min(tick, max(0, time.Until(deadline))).Milliseconds()))
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
@@ -77,6 +82,9 @@ func (g *guardian) wait(limit time.Duration) error {
 			return fmt.Errorf("wait for the guardian: %w", err)
 		}
 		if n == 0 {
+			if time.Now().Before(deadline) {
+				continue
+			}
 			return fmt.Errorf("the guardian is not ready after %v", limit)
 		}
 		var b [1]byte
@@ -87,9 +95,22 @@ func (g *guardian) wait(limit time.Duration) error {
 	}
 }
 
+// takeOver has the guardian do what it would if the killer died now, and waits for it.
+func (g *guardian) takeOver() error {
+	g.ended = true
+	err := g.conn.Close()
+	if werr := g.cmd.Wait(); werr != nil {
+		err = errors.Join(err, fmt.Errorf("the guardian: %w", werr))
+	}
+	return err
+}
+
 // dismiss ends the guardian: nothing is left to restore. Without having called
 // it the killer may die at any moment.
 func (g *guardian) dismiss() error {
+	if g.ended {
+		return errors.Join(g.table.unmap(), g.memfd.Close())
+	}
 	var errs []error
 	if g.table != nil {
 		g.table.finish()

@@ -122,7 +122,7 @@ func hold(t *testing.T, pids ...int) *held {
 	g, err := startGuardian()
 	must(t, err)
 	t.Cleanup(func() { must(t, g.dismiss()) })
-	c, err := prepareCorral(k, g)
+	c, err := prepareCorral(t.Context(), k, g)
 	must(t, err)
 	procs := runtime.GOMAXPROCS(8)
 	t.Cleanup(func() { runtime.GOMAXPROCS(procs) })

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"os/signal"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -64,6 +65,7 @@ func raise(warn, detail func(string)) *stance {
 			s.note("restore oom_score_adj", err)
 		})
 	}
+	s.ignoreStops()
 	s.keepPages()
 	if err := lockMemory(); err != nil {
 		s.note("the window may be longer: mlockall (needs CAP_IPC_LOCK)", err)
@@ -81,6 +83,28 @@ func raise(warn, detail func(string)) *stance {
 // what is touched from now on. Without it the kernel fills in all that the Go runtime
 // has set aside, 44 MiB, which is too much to ask of a machine that is out of memory.
 func lockMemory() error { return unix.Mlockall(unix.MCL_CURRENT | unix.MCL_ONFAULT) }
+
+// ignoreStops keeps the terminal from stopping the process, whose targets would wait on
+// one CPU until it goes on. That its thread blocks these signals is not enough: any other
+// takes them, and all stop.
+func (s *stance) ignoreStops() {
+	for _, stop := range []unix.Signal{unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU} {
+		if ignored(stop) { // by who started it: as it should stay
+			continue
+		}
+		signal.Ignore(stop)
+		s.undo = append(s.undo, func() { signal.Reset(stop) })
+	}
+}
+
+// ignored reports whether the kernel ignores a signal for this process. os/signal knows
+// it of some only, where that was so from the start.
+func ignored(sig unix.Signal) bool {
+	const sigIgn = 1
+	var action struct{ handler, flags, restorer, mask uint64 } // the largest of the kernel's
+	_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), 0, uintptr(unsafe.Pointer(&action)), 8, 0, 0)
+	return errno == 0 && action.handler == sigIgn
+}
 
 // keepPages has khugepaged leave the process's pages where they are: it takes them away
 // while it copies them into a huge one, locked or not, and who touches one meanwhile

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +27,7 @@ type posture struct {
 	oom, locked      string
 	gc               int
 	cpus             affinity.Set
-	signals          string
+	blocked, ignored string // signals
 	thp              int
 }
 
@@ -43,7 +45,10 @@ func currentPosture(t *testing.T) posture {
 			s.locked = strings.TrimSpace(after)
 		}
 		if after, ok := strings.CutPrefix(line, "SigBlk:"); ok {
-			s.signals = strings.TrimSpace(after)
+			s.blocked = strings.TrimSpace(after)
+		}
+		if after, ok := strings.CutPrefix(line, "SigIgn:"); ok {
+			s.ignored = strings.TrimSpace(after)
 		}
 	}
 	s.cpus, err = affinity.Get(0)
@@ -69,6 +74,9 @@ func TestRaiseAndLower(t *testing.T) {
 		t.Error("not promoted")
 	}
 	raised := currentPosture(t)
+	if !stopsNot(t) {
+		t.Error("the terminal can stop it")
+	}
 	s.lower()
 	if raised.policy != unix.SCHED_FIFO || raised.priority != fifoPriority || raised.oom != oom ||
 		raised.locked == "0 kB" || raised.gc != -1 || raised.thp != 1 {
@@ -79,6 +87,33 @@ func TestRaiseAndLower(t *testing.T) {
 	}
 	if nstest.InVM() && oom != "-1000" {
 		t.Error("a guest's root may lower oom_score_adj, but raise did not")
+	}
+}
+
+// stopsNot reports whether this process ignores SIGTSTP.
+func stopsNot(t *testing.T) bool {
+	mask, err := strconv.ParseUint(currentPosture(t).ignored, 16, 64)
+	must(t, err)
+	return mask&(1<<(unix.SIGTSTP-1)) != 0
+}
+
+// TestRaiseKeepsIgnored: who started the killer may have had it ignore the terminal.
+func TestRaiseKeepsIgnored(t *testing.T) {
+	nstest.Require(t)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if ignored(unix.SIGTSTP) {
+		t.Skip("this test was started so that the terminal cannot stop it")
+	}
+	signal.Ignore(unix.SIGTSTP)
+	defer signal.Reset(unix.SIGTSTP)
+	if !ignored(unix.SIGTSTP) || ignored(unix.SIGTTIN) {
+		t.Error("what is ignored is read wrongly")
+	}
+	before := currentPosture(t)
+	raise(func(string) {}, func(string) {}).lower()
+	if after := currentPosture(t); after != before {
+		t.Errorf("lowered to %+v, it was %+v", after, before)
 	}
 }
 

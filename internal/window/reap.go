@@ -63,7 +63,7 @@ type reaper struct {
 
 // prepareReap finds who is to be reaped. It takes some time: nobody is confined
 // yet.
-func (r *run) prepareReap() (*reaper, error) {
+func (r *run) prepareReap(ctx context.Context) (*reaper, error) {
 	p := &reaper{start: -1}
 	var swapped []*waitgraph.Process
 	for i := range r.victims {
@@ -82,7 +82,7 @@ func (r *run) prepareReap() (*reaper, error) {
 	if err != nil {
 		return p, err
 	}
-	sharing, err := r.sharedMemory(swapped, threads)
+	sharing, err := r.sharedMemory(ctx, swapped, threads)
 	if err != nil {
 		return p, err
 	}
@@ -109,7 +109,7 @@ func (r *run) prepareReap() (*reaper, error) {
 }
 
 // sharedMemory says which of the swapped may not be reaped, and why.
-func (r *run) sharedMemory(swapped []*waitgraph.Process, threads []affinity.Thread) (map[waitgraph.KernelIdentity]error, error) {
+func (r *run) sharedMemory(ctx context.Context, swapped []*waitgraph.Process, threads []affinity.Thread) (map[waitgraph.KernelIdentity]error, error) {
 	one := make(map[waitgraph.KernelIdentity]affinity.Thread, len(threads)) // of each process
 	for i := range threads {
 		one[threads[i].Process] = threads[i]
@@ -124,7 +124,7 @@ func (r *run) sharedMemory(swapped []*waitgraph.Process, threads []affinity.Thre
 	for _, t := range one {
 		rest = append(rest, t)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), sharedLimit)
+	ctx, cancel := context.WithTimeout(ctx, sharedLimit)
 	defer cancel()
 	return r.kernel.SharedMemory(ctx, candidates, rest)
 }
@@ -204,28 +204,53 @@ func (p *reaper) help(started chan<- int) {
 			break
 		}
 	}
-	p.work(uint32(len(p.fds)), never)
+	// Unlike the killer's, its calls may take their time: the Go runtime waits for nobody
+	// who has told it of that.
+	for i := p.take(len(p.fds)); i >= 0; i = p.take(len(p.fds)) {
+		_, _, errno := unix.Syscall(unix.SYS_PROCESS_MRELEASE, uintptr(p.fds[i]), 0, 0)
+		p.took(errno)
+	}
 }
 
 // work reaps those before end until nobody is left, some time is over or it is
 // told to stop. It reports whether somebody is left to whom it may come back.
 //
 //go:nosplit
-func (p *reaper) work(end uint32, until uint64) bool {
-	for atomic.LoadUint32(&p.stop) == 0 && clock() < until {
-		i := atomic.LoadUint32(&p.next)
-		if i >= end {
+func (p *reaper) work(end int, until uint64) bool {
+	for clock() < until {
+		i := p.take(end)
+		if i < 0 {
 			return false
 		}
-		if !atomic.CompareAndSwapUint32(&p.next, i, i+1) {
-			continue
-		}
-		if _, _, errno := unix.RawSyscall(unix.SYS_PROCESS_MRELEASE, uintptr(p.fds[i]), 0, 0); errno == 0 {
-			atomic.AddUint32(&p.reaped, 1)
-		}
-		atomic.AddUint32(&p.done, 1)
+		_, _, errno := unix.RawSyscall(unix.SYS_PROCESS_MRELEASE, uintptr(p.fds[i]), 0, 0)
+		p.took(errno)
 	}
-	return atomic.LoadUint32(&p.stop) == 0 && atomic.LoadUint32(&p.next) < end
+	return atomic.LoadUint32(&p.stop) == 0 && int(atomic.LoadUint32(&p.next)) < end
+}
+
+// take returns which one to reap, -1 where there is none before end, or it is told
+// to stop.
+//
+//go:nosplit
+func (p *reaper) take(end int) int {
+	for atomic.LoadUint32(&p.stop) == 0 {
+		i := atomic.LoadUint32(&p.next)
+		if int(i) >= end {
+			break
+		}
+		if atomic.CompareAndSwapUint32(&p.next, i, i+1) {
+			return int(i)
+		}
+	}
+	return -1
+}
+
+//go:nosplit
+func (p *reaper) took(errno unix.Errno) {
+	if errno == 0 {
+		atomic.AddUint32(&p.reaped, 1)
+	}
+	atomic.AddUint32(&p.done, 1)
 }
 
 // run reaps until the deadline, on CLOCK_MONOTONIC. For what only the helpers do
@@ -241,7 +266,7 @@ func (p *reaper) run(deadline uint64) {
 		own = p.asleep
 	}
 	p.wake(p.early)
-	for p.work(uint32(own), min(deadline, p.mover.due())) && clock() < deadline {
+	for p.work(own, min(deadline, p.mover.due())) && clock() < deadline {
 		p.mover.move()
 	}
 	p.favour()

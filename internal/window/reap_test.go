@@ -170,7 +170,7 @@ func TestReaperIsPrepared(t *testing.T) {
 	for i := range victims {
 		r.pidfds.open(&victims[i])
 	}
-	p, err := r.prepareReap()
+	p, err := r.prepareReap(t.Context())
 	must(t, err)
 	fd := func(i int) int { n, _ := r.pidfds.get(&victims[i]); return n }
 	if want := []int{fd(0), fd(2), fd(4)}; !slices.Equal(p.fds, want) || p.asleep != 2 {
@@ -180,7 +180,7 @@ func TestReaperIsPrepared(t *testing.T) {
 		t.Errorf("%+v, want four swapped and one left out", p.out)
 	}
 	r.guardian = nil
-	if p, err := r.prepareReap(); err != nil || len(p.fds) != 0 || p.out.Swapped != 4 {
+	if p, err := r.prepareReap(t.Context()); err != nil || len(p.fds) != 0 || p.out.Swapped != 4 {
 		t.Errorf("%+v, %v: nobody can be reaped early without a corral", p, err)
 	}
 }

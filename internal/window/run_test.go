@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfkill/bpfkill/internal/affinity"
 	"github.com/bpfkill/bpfkill/internal/nstest"
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
@@ -268,6 +269,63 @@ func TestCancelledBeforeTheWindow(t *testing.T) {
 	}
 	if alive, err := s.Alive(); err != nil || len(alive) != len(s.Processes()) {
 		t.Errorf("%d of %d are alive, %v", len(alive), len(s.Processes()), err)
+	}
+}
+
+// interrupting is a kernel on which somebody interrupts the killer late: when the
+// tripwire is armed.
+type interrupting struct {
+	bpf
+	interrupt func()
+}
+
+func (k interrupting) Arm(d time.Duration) error {
+	k.interrupt()
+	return k.bpf.Arm(d)
+}
+
+// TestInterruptedAtTheLastMoment: nothing is signalled, nobody wakes, and everybody
+// has the CPUs that it had, children that are born meanwhile too.
+func TestInterruptedAtTheLastMoment(t *testing.T) {
+	mine := allCPUs(t)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	k := newKernel(t)
+	s, forkers := stage(t, "smtp", 4), stage(t, "forker", 2)
+	all := processes(t, k)
+	sleepers := membersOf(t, s, all)
+	group := membersOf(t, forkers, all)[0].PGID
+	before := currentPosture(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	out, err := Run(ctx, interrupting{k, cancel}, append(sleepers, membersOf(t, forkers, all)...), options(EngineLoop, all))
+	if out != nil || !errors.Is(err, context.Canceled) {
+		t.Errorf("%+v, %v; want no outcome and %v", out, err, context.Canceled)
+	}
+	if after := currentPosture(t); after != before {
+		t.Errorf("left at %+v, it was %+v", after, before)
+	}
+	if alive, err := s.Alive(); err != nil || len(alive) != len(sleepers) {
+		t.Errorf("%d of %d are alive, %v", len(alive), len(sleepers), err)
+	}
+	if woken := s.Woken(); len(woken) != 0 {
+		t.Errorf("%d ran user code", len(woken))
+	}
+	looked := 0
+	for _, p := range processes(t, k) {
+		if p.PGID != group && p.PGID != sleepers[0].PGID {
+			continue
+		}
+		cpus, err := affinity.Get(int(p.PID))
+		if errors.Is(err, unix.ESRCH) {
+			continue // the short-lived child of a forker
+		}
+		must(t, err)
+		if looked++; cpus != mine {
+			t.Errorf("%v is left on %v", &p, cpus)
+		}
+	}
+	if looked <= len(sleepers) {
+		t.Errorf("looked at %d processes", looked)
 	}
 }
 

@@ -82,7 +82,7 @@ type Kernel interface {
 	// Switches counts context switches to the kill set from the opening to the
 	// last signal, and from there to the release.
 	Switches() (window, reap uint64)
-	// Disarm ends tripwire and inheritance.
+	// Disarm ends the tripwire: no program signals after it.
 	Disarm() error
 }
 
@@ -120,8 +120,8 @@ type run struct {
 // Run kills procs in order. An error without an outcome means that nothing was
 // signalled; an error with one, that something went wrong after that.
 //
-// Cancelling ctx ends the kill before the window opens; after that it only
-// ends the wait for exits.
+// Cancelling ctx ends the kill up to the moment in which the window opens; after
+// that it only ends the wait for exits.
 func Run(ctx context.Context, k Kernel, procs []waitgraph.Process, o Options) (*Outcome, error) {
 	r := &run{Options: o, kernel: k}
 	if err := r.check(procs); err != nil {
@@ -142,10 +142,7 @@ func Run(ctx context.Context, k Kernel, procs []waitgraph.Process, o Options) (*
 	if err := r.identify(); err != nil {
 		return nil, err
 	}
-	if err := ctx.Err(); err != nil {
-		return nil, fmt.Errorf("interrupted, nothing was signalled: %w", err)
-	}
-	opened, err := r.window()
+	opened, err := r.window(ctx)
 	if !opened {
 		return nil, err
 	}
@@ -253,7 +250,7 @@ func (r *run) alive() (map[waitgraph.KernelIdentity]waitgraph.Process, error) {
 // window is the part that must be short: from raising the killer to lowering
 // it again. Everything in it was allocated before. It reports whether the
 // window was opened: if not, nothing was signalled.
-func (r *run) window() (opened bool, err error) {
+func (r *run) window(ctx context.Context) (opened bool, err error) {
 	e, err := r.newEngine()
 	if err != nil {
 		return false, err
@@ -264,7 +261,7 @@ func (r *run) window() (opened bool, err error) {
 	// What there is to say waits: writing may fail, and may take a while.
 	var late notes
 	defer late.tell(r)
-	reaper, err := r.prepareReap()
+	reaper, err := r.prepareReap(ctx)
 	if err != nil {
 		late.detail(fmt.Sprintf("no early reap: %v", err))
 	}
@@ -272,14 +269,20 @@ func (r *run) window() (opened bool, err error) {
 	defer stance.lower()
 	defer func() { r.out.Window.Reap = reaper.end() }()
 	if r.guardian != nil {
-		_ = r.guardian.awaitReady(guardianPatience) // prepareCorral says what it says
+		_ = r.guardian.awaitReady(ctx, guardianPatience) // prepareCorral says what it says
+	}
+	if err := interrupted(ctx); err != nil {
+		return false, err
 	}
 	// Raising may take its time on a machine in distress, and so may the guardian:
 	// the deadline comes after them.
 	if err := r.kernel.Arm(r.Timeout + armGrace); err != nil {
 		return false, err
 	}
-	began := r.confine(stance, reaper)
+	began := r.confine(ctx, stance, reaper)
+	if err := r.lastLook(ctx); err != nil {
+		return false, errors.Join(err, r.callOff(stance), r.kernel.Disarm())
+	}
 
 	blocked := blockSignals()
 	shot.fire()
@@ -303,19 +306,62 @@ func (r *run) window() (opened bool, err error) {
 	return true, err
 }
 
+// lastLook says why the window must not be opened after all: what came before may have
+// taken seconds, on the machine that bpfkill is for.
+func (r *run) lastLook(ctx context.Context) error {
+	if r.Engine == EngineCgroup {
+		alive, err := r.alive()
+		if err != nil {
+			return err
+		}
+		if err := checkPopulation(r.CgroupKill, r.victims, alive); err != nil {
+			return err
+		}
+	}
+	return interrupted(ctx)
+}
+
+func interrupted(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("interrupted, nothing was signalled: %w", err)
+	}
+	return nil
+}
+
+// callOff leaves the corral to the guardian, as if the killer had died: it finds the
+// children that are being forked, too. Nobody was signalled, all of them live on.
+func (r *run) callOff(s *stance) error {
+	if r.corral == nil {
+		return nil
+	}
+	r.corral.leave()
+	s.demote()
+	err := r.guardian.takeOver()
+	if err != nil {
+		err = errors.Join(err, r.corral.open())
+	}
+	affinity.Apply(0, &r.corral.own)
+	return err
+}
+
 // settle records what became of each signal. The loop engine's late pieces are
 // sent here, too: they need the processor.
 func (r *run) settle(e engine, s *shot) error {
 	if s.failed == 0 {
 		return e.settle()
 	}
-	// The engine failed as a whole. Each victim is told to have failed; those that
-	// the tripwire caught all the same are found dead.
+	// The engine failed as a whole. Who died all the same, by the tripwire or by
+	// itself, is gone, and the rest could not be signalled.
 	err := fmt.Errorf("the %v engine: %w", r.Engine, s.failed)
+	alive, lerr := r.alive()
 	for i := range r.victims {
+		if _, ok := alive[r.victims[i].KernelIdentity()]; !ok && lerr == nil {
+			r.record(i, unix.ESRCH)
+			continue
+		}
 		r.record(i, err)
 	}
-	return err
+	return errors.Join(err, lerr)
 }
 
 // notes are what there is to say of the window, after it.
@@ -341,11 +387,11 @@ func (r *run) newShot() *shot {
 
 // confine makes the killer SCHED_FIFO and closes the corral, where there is one.
 // It returns when it began, on CLOCK_MONOTONIC.
-func (r *run) confine(s *stance, reaper *reaper) (began uint64) {
+func (r *run) confine(ctx context.Context, s *stance, reaper *reaper) (began uint64) {
 	c, priority := (*corral)(nil), uint32(fifoPriority)
 	if r.guardian != nil {
 		var err error
-		if c, err = prepareCorral(r.kernel, r.guardian); err != nil {
+		if c, err = prepareCorral(ctx, r.kernel, r.guardian); err != nil {
 			s.note("no corral", err)
 		} else {
 			priority = c.priority()
@@ -364,7 +410,13 @@ func (r *run) confine(s *stance, reaper *reaper) (began uint64) {
 	if reaper.mover != nil {
 		reaper.mover.next = began + uint64(turn)
 	}
-	if !s.promote(priority) || c == nil {
+	if !s.promote(priority) {
+		if c != nil {
+			affinity.Apply(0, &c.own)
+		}
+		return began
+	}
+	if c == nil {
 		return began
 	}
 	r.corral = c // its stragglers are looked after, whatever becomes of it
