@@ -48,6 +48,7 @@ func runDoctor(ctx context.Context, o *doctorOptions, stdout, _ io.Writer) error
 func (d *doctor) examine(ctx context.Context) {
 	d.add(report.Feature{Name: "Linux 5.10, with BTF", Needed: true}, "", loader.CheckKernel())
 	d.add(report.Feature{Name: "/proc of this namespace", Needed: true}, "", procfs.CheckOwn())
+	d.add(report.Feature{Name: "clocks of the machine", Needed: true}, "", procfs.CheckClocks())
 	d.capabilities()
 	d.add(report.Feature{Name: "kernel symbols", Needed: true}, "", loader.CheckSymbols())
 	d.add(report.Feature{Name: "open files", Needed: true}, "", window.RaiseFileLimit())

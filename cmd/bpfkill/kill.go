@@ -122,7 +122,7 @@ func requirements() error {
 
 // surroundings says what nothing can be tried without.
 func surroundings() error {
-	for _, check := range []func() error{loader.CheckKernel, procfs.CheckOwn, loader.CheckCapabilities} {
+	for _, check := range []func() error{loader.CheckKernel, procfs.CheckOwn, procfs.CheckClocks, loader.CheckCapabilities} {
 		if err := check(); err != nil {
 			return err
 		}

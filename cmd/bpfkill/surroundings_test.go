@@ -1,8 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -11,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bpfkill/bpfkill/internal/nstest"
+	"github.com/bpfkill/bpfkill/internal/storm"
 )
 
 // TestProcOfAnotherNamespace: where /proc shows other processes than this pid
@@ -47,6 +51,42 @@ func TestInAUserNamespace(t *testing.T) {
 	if o.status != exitFatal || !strings.Contains(o.stderr, "user namespace") {
 		t.Errorf("exit status %d, stderr %q", o.status, o.stderr)
 	}
+}
+
+// TestInATimeNamespace: a process that is seconds old is a day old by the clocks there.
+func TestInATimeNamespace(t *testing.T) {
+	nstest.Require(t)
+	if _, err := os.Stat("/proc/self/ns/time"); err != nil {
+		t.Skipf("this kernel has no time namespaces: %v", err)
+	}
+	s := stage(t, "smtp", 2)
+	done := make(chan struct{})
+	go func() { // on a thread that ends with it: whatever it starts is in the namespace
+		defer close(done)
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWTIME); err != nil {
+			t.Error(err)
+			return
+		}
+		// Not /proc/self, which is the first thread.
+		offsets := fmt.Sprintf("/proc/%d/timens_offsets", unix.Gettid())
+		if err := os.WriteFile(offsets, []byte("boottime 86400 0"), 0); err != nil {
+			t.Error(err)
+		}
+		bin, err := binary()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		// Before Linux 6.3 one is in it from the next fork on, which the shell makes.
+		cmd := exec.Command("/bin/sh", "-c", `"$@"; exit $?`, "sh", bin, "--target", storm.Target, "--older", "3600")
+		o := runTool(t, cmd)
+		if o.status != exitFatal || !strings.Contains(o.stderr, "time namespace") {
+			t.Errorf("exit status %d, stderr %q", o.status, o.stderr)
+		}
+	}()
+	<-done
+	unharmed(t, s)
 }
 
 // TestReaderGoesAway: a report that nobody reads ends no kill half-way.

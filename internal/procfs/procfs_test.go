@@ -27,3 +27,23 @@ func TestCheckOwn(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestCheckClocks(t *testing.T) {
+	for _, tt := range []struct {
+		name, link string
+		err        error
+		ok         bool
+	}{
+		{"the first", "time:[4026531834]", nil, true},
+		{"another", "time:[4026532001]", nil, false},
+		{"a kernel without", "", fs.ErrNotExist, true},
+		{"not to be told", "", fs.ErrPermission, false},
+	} {
+		if err := checkClocks(func(string) (string, error) { return tt.link, tt.err }); (err == nil) != tt.ok {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+	}
+	if err := CheckClocks(); err != nil {
+		t.Error(err)
+	}
+}
