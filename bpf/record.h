@@ -185,7 +185,7 @@ struct doomed {
 	__u64 exit_ns; /* the last thread is exiting */
 	__s32 waker; /* tgid of the dying process that woke it early */
 	__u8 inherited; /* a child forked in the race */
-	__u8 woken; /* slept at the opening, then woken by anybody before its signal */
+	__u8 woken; /* slept when recording began, then woken by anybody before its signal */
 	__u8 tripped; /* killed by the tripwire */
 	__u8 returned; /* woken, and left for user mode */
 };

@@ -23,6 +23,20 @@ type kernel struct {
 
 func (k kernel) Processes() ([]waitgraph.Process, error) { return k.snapshotter.Processes() }
 
+// recorded is a kernel whose wakes are recorded from when it is armed: deaths before
+// that are none of the kill's.
+type recorded struct {
+	kernel
+	observer *loader.Observer
+}
+
+func (k recorded) Arm(deadline time.Duration) error {
+	if err := k.observer.Start(); err != nil {
+		return err
+	}
+	return k.kernel.Arm(deadline)
+}
+
 // execute runs the window and fills in the report's result. An error means
 // that nothing was signalled, unless it carries an exit status.
 func (s *session) execute(ctx context.Context) (status int, err error) {
@@ -35,10 +49,7 @@ func (s *session) execute(ctx context.Context) (status int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	if err := s.tools.observer.Start(); err != nil {
-		return 0, err
-	}
-	out, err := window.Run(ctx, kernel{s.tools.executor, s.tools.snapshotter}, s.members(), window.Options{
+	out, err := window.Run(ctx, recorded{kernel{s.tools.executor, s.tools.snapshotter}, s.tools.observer}, s.members(), window.Options{
 		Engine: s.engine, CgroupKill: s.cgroup, Timeout: s.timeout,
 		Corral:   s.corral == corralAuto,
 		Known:    func(k waitgraph.KernelIdentity) bool { return known[k] },

@@ -21,8 +21,8 @@ type measurement struct {
 	result report.Result
 }
 
-// newMeasurement counts signals from openedNS on: what was killed before that,
-// was killed by somebody else.
+// newMeasurement counts signals and wakes of the kill set from openedNS on: what was
+// killed before that, was killed by somebody else, and woke whom it would.
 func newMeasurement(g *waitgraph.Graph, p *plan.Plan, seen *loader.Observation, openedNS uint64) *measurement {
 	m := &measurement{
 		graph: g, plan: p, seen: seen,
@@ -43,6 +43,9 @@ func newMeasurement(g *waitgraph.Graph, p *plan.Plan, seen *loader.Observation, 
 		f := &seen.Fates[i]
 		if f.SignalledNS < openedNS {
 			f.SignalledNS = 0
+		}
+		if f.EarlyNS < openedNS {
+			f.EarlyNS = 0
 		}
 		m.fate[f.KernelIdentity] = *f
 	}

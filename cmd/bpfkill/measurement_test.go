@@ -17,8 +17,8 @@ func TestWhoWasKilledByOthers(t *testing.T) {
 		{Identity: waitgraph.Identity{PID: 8, StartNS: 2}, KernelPID: 80, State: 'S', Threads: 1},
 	}})
 	seen := &loader.Observation{Fates: []loader.Fate{
-		{KernelIdentity: g.Processes[0].KernelIdentity(), SignalledNS: 999, ExitNS: 2000},
-		{KernelIdentity: g.Processes[1].KernelIdentity(), SignalledNS: 1001, ExitNS: 2000},
+		{KernelIdentity: g.Processes[0].KernelIdentity(), SignalledNS: 999, ExitNS: 2000, EarlyNS: 998},
+		{KernelIdentity: g.Processes[1].KernelIdentity(), SignalledNS: 1001, ExitNS: 2000, EarlyNS: 1000},
 	}}
 	m := newMeasurement(g, &plan.Plan{}, seen, 1000)
 	m.outcome(&window.Outcome{Skipped: []window.Failure{
@@ -27,6 +27,9 @@ func TestWhoWasKilledByOthers(t *testing.T) {
 	m.fates()
 	if r := m.result; r.Signalled != 1 || r.Gone != 1 || len(r.Skipped) != 1 || r.Skipped[0].PID != 7 {
 		t.Errorf("signalled %d, gone %d, skipped %+v; want process 7 skipped", r.Signalled, r.Gone, r.Skipped)
+	}
+	if m.result.EarlyWakes != 1 {
+		t.Errorf("%d woken early, want the one after the opening", m.result.EarlyWakes)
 	}
 	if m.result.WindowNS != 0 {
 		t.Errorf("a window of %d ns with one signal in it", m.result.WindowNS)
