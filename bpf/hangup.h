@@ -145,6 +145,19 @@ static __always_inline void note(struct sock *sk, struct task_struct *task, __u3
 	h->state = state;
 }
 
+/* This CPU has a segment of an established connection. Of another than the one that
+ * changed its state last, it has nothing to do with that. */
+static __always_inline void receive(struct sock *sk)
+{
+	struct hangup *h;
+
+	if (!any_hangup)
+		return;
+	h = last_hangup();
+	if (h && h->sk != (__u64)sk)
+		h->at_ns = 0;
+}
+
 /* Who closed the connection whose segment this CPU is working on, NULL for
  * nobody that is dying. */
 static __always_inline struct closer *hung_up_by(void)

@@ -290,6 +290,15 @@ static __always_inline void take_note(struct sock *sk, struct task_struct *task,
 		__sync_fetch_and_add(&lost_events, 1);
 }
 
+/* Comes before whatever the segment does (tcp_rcv_established). */
+SEC("tp_btf/tcp_probe")
+int BPF_PROG(segment, struct sock *sk)
+{
+	if (observing)
+		receive(sk);
+	return 0;
+}
+
 /* A process closes a TCP socket, or its peer learns of it. */
 SEC("tp_btf/inet_sock_set_state")
 int BPF_PROG(set_sock_state, struct sock *sk, int old_state, int state)

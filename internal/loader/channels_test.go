@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfkill/bpfkill/internal/affinity"
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
 
@@ -64,6 +65,62 @@ func TestChannels(t *testing.T) {
 				}
 				return found
 			})
+		})
+	}
+}
+
+// TestTrafficIsNotCharged: a connection whose one end died wakes the other, on the same
+// CPU as the data of others, which wake whom they would.
+func TestTrafficIsNotCharged(t *testing.T) {
+	e := newExecutor(t)
+	o := observe(t, e)
+	runtime.LockOSThread()
+	old, err := affinity.Get(0)
+	must(t, err)
+	cpu, err := affinity.CPU()
+	must(t, err)
+	one := affinity.Only(cpu)
+	if errno := affinity.Apply(0, &one); errno != 0 {
+		t.Fatal(errno)
+	}
+	defer func() {
+		affinity.Apply(0, &old)
+		runtime.UnlockOSThread()
+	}()
+	for _, family := range []struct {
+		name string
+		af   int
+		at   unix.Sockaddr
+	}{{"IPv4", unix.AF_INET, loopback4}, {"IPv6", unix.AF_INET6, loopback6}} {
+		t.Run(family.name, func(t *testing.T) {
+			ours, theirs := tcpPair(t, family.af, family.at)
+			// Of a reset nothing more is heard; an orderly end is acknowledged.
+			if _, err := unix.Write(int(ours.Fd()), []byte{1}); err != nil {
+				t.Fatal(err)
+			}
+			victim := holder(t, theirs)
+			reader := start(t, "read", nil, ours)
+			must(t, ours.Close())
+			reader.asleep(t, unix.SYS_READ)
+			from, to := tcpPair(t, family.af, family.at)
+			other := start(t, "drain", nil, to)
+			other.says(t)
+			v := take(t)
+			must(t, e.Doom([]waitgraph.Process{v.process(t, victim.PID)}))
+			must(t, victim.Process.Kill())
+			victim.Wait()
+			for range 20 {
+				if _, err := unix.Write(int(from.Fd()), []byte{1}); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(2 * time.Millisecond) // so that it sleeps again
+			}
+			if wakes := wakesOf(t, o, v.process(t, reader.PID)); len(wakes) != 1 || wakes[0].Channel != waitgraph.ChannelTCP {
+				t.Errorf("the reader: %+v, want one wake through TCP", wakes)
+			}
+			if wakes := wakesOf(t, o, v.process(t, other.PID)); len(wakes) != 0 {
+				t.Errorf("somebody else's reader: %+v", wakes)
+			}
 		})
 	}
 }

@@ -122,6 +122,7 @@ const (
 	observeMapWakes           = "wakes"
 	observeProgProcessExit    = "process_exit"
 	observeProgReturning      = "returning"
+	observeProgSegment        = "segment"
 	observeProgSetSockState   = "set_sock_state"
 	observeProgSignalDeliver  = "signal_deliver"
 	observeProgSignalGenerate = "signal_generate"
@@ -181,6 +182,7 @@ type observeSpecs struct {
 type observeProgramSpecs struct {
 	ProcessExit    *ebpf.ProgramSpec `ebpf:"process_exit"`
 	Returning      *ebpf.ProgramSpec `ebpf:"returning"`
+	Segment        *ebpf.ProgramSpec `ebpf:"segment"`
 	SetSockState   *ebpf.ProgramSpec `ebpf:"set_sock_state"`
 	SignalDeliver  *ebpf.ProgramSpec `ebpf:"signal_deliver"`
 	SignalGenerate *ebpf.ProgramSpec `ebpf:"signal_generate"`
@@ -275,6 +277,7 @@ type observeVariables struct {
 type observePrograms struct {
 	ProcessExit    *ebpf.Program `ebpf:"process_exit"`
 	Returning      *ebpf.Program `ebpf:"returning"`
+	Segment        *ebpf.Program `ebpf:"segment"`
 	SetSockState   *ebpf.Program `ebpf:"set_sock_state"`
 	SignalDeliver  *ebpf.Program `ebpf:"signal_deliver"`
 	SignalGenerate *ebpf.Program `ebpf:"signal_generate"`
@@ -287,6 +290,7 @@ func (p *observePrograms) Close() error {
 	return _ObserveClose(
 		p.ProcessExit,
 		p.Returning,
+		p.Segment,
 		p.SetSockState,
 		p.SignalDeliver,
 		p.SignalGenerate,

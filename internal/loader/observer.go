@@ -51,7 +51,7 @@ func copiesOfInterruptible() int {
 }
 
 // counters are the programs that have no second: they run with preemption off.
-var counters = []string{observeProgWaking, observeProgSwitching}
+var counters = []string{observeProgWaking, observeProgSwitching, observeProgSegment}
 
 // newObserver has space for so many different wakes.
 func newObserver(exec *Executor, wakes uint32) (*Observer, error) {

@@ -220,6 +220,7 @@ var roles = map[string]func() error{
 		signal.Ignore(unix.SIGCHLD)
 		return untilEOF()
 	},
+	"drain":       drain,
 	"echo":        echo,
 	"echo-thread": func() error { return onThread(echo) },
 	"map":         mapShared(unix.PROT_READ | unix.PROT_WRITE),
@@ -252,6 +253,17 @@ func blockIn(number uintptr, args ...uintptr) error {
 	for {
 		if _, _, errno := unix.Syscall6(number, a[0], a[1], a[2], a[3], a[4], a[5]); errno != unix.EINTR {
 			return nil
+		}
+	}
+}
+
+// drain reads from descriptor 3 to its end, and sleeps there.
+func drain() error {
+	fmt.Println("ready")
+	for {
+		n, err := unix.Read(3, scratch[:])
+		if n == 0 || err != nil && err != unix.EINTR {
+			return err
 		}
 	}
 }
