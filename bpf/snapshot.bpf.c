@@ -464,6 +464,9 @@ static __always_inline void write_descriptor(struct bpf_iter__task_file *ctx,
 	r->file_refs = file_refs(file) - 1;
 	r->table_id = (__u64)task->files;
 	r->table_users = task->files->count.counter;
+	/* The iterator is one of them where it holds on to the table. */
+	if (bpf_core_field_exists(struct bpf_iter_seq_task_file_info, files))
+		r->table_users--;
 	bpf_seq_write(ctx->meta->seq, r, sizeof(*r));
 	walk_queues();
 }

@@ -480,6 +480,10 @@ struct bpf_iter__task_file {
 	struct file *file;
 };
 
+struct bpf_iter_seq_task_file_info { /* until v5.10 */
+	struct files_struct *files;
+};
+
 struct bpf_iter__task_vma { /* since v5.12, 3a7b35b899de */
 	struct bpf_iter_meta *meta;
 	struct task_struct *task;

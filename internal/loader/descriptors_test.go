@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -241,8 +242,9 @@ func TestStormsAddUp(t *testing.T) {
 // TestDescriptorInFlight: a write end that lies in a socket keeps the pipe open
 // whoever dies. Nothing shows it but the kernel's counts.
 func TestDescriptorInFlight(t *testing.T) {
-	for _, keep := range []bool{true, false} {
-		t.Run(fmt.Sprintf("descriptor still open %v", keep), func(t *testing.T) {
+	const nobody, here, elsewhere = "nobody", "this process", "a process with one thread, asleep in a read"
+	for _, keeps := range []string{nobody, here, elsewhere} {
+		t.Run("still open in "+keeps, func(t *testing.T) {
 			nstest.Require(t)
 			p := newPipe(t)
 			waiter := reader(t, p, "read", unix.SYS_READ)
@@ -257,9 +259,18 @@ func TestDescriptorInFlight(t *testing.T) {
 				t.Fatal(err)
 			}
 			var holders []int
-			if keep {
+			switch keeps {
+			case here:
 				holders = []int{os.Getpid()}
-			} else {
+			case elsewhere:
+				quiet := newPipe(t)
+				parent := start(t, "lone", nil, p.w, quiet.r)
+				pid, err := strconv.Atoi(parent.says(t))
+				must(t, err)
+				eventually(t, "it is asleep", func() bool { return asleepIn(pid, pid, unix.SYS_READ) })
+				holders = []int{pid}
+				fallthrough
+			default:
 				p.w.Close()
 			}
 			v := take(t)

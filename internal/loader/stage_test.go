@@ -227,6 +227,7 @@ var roles = map[string]func() error{
 	"map-read":    mapShared(unix.PROT_READ),
 	"idle":        untilEOF,
 	"share":       sharedTable,
+	"lone":        loneReader,
 	"snapshot":    snapshotInside,
 	"armed":       armedInside,
 	"batch":       batchInside,
@@ -304,6 +305,28 @@ func sharedTable() error {
 		for {
 			unix.RawSyscall6(unix.SYS_PPOLL, 0, 0, 0, 0, 0, 0)
 		}
+	}
+	fmt.Println(pid)
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// loneReader clones a process with one thread, which sleeps in a read of descriptor 4
+// and alone has descriptor 3.
+func loneReader() error {
+	runtime.LockOSThread()
+	pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	if pid == 0 {
+		unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0, 0)
+		for {
+			unix.RawSyscall(unix.SYS_READ, 4, uintptr(unsafe.Pointer(&scratch)), 1)
+		}
+	}
+	if err := unix.Close(3); err != nil {
+		return err
 	}
 	fmt.Println(pid)
 	_, err := io.Copy(io.Discard, os.Stdin)
