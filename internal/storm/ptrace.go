@@ -19,8 +19,8 @@ var ptraceTopologies = []Topology{
 		build:   buildPtraceTracer,
 	}, {
 		Name: "ptrace-tracee", Unit: "servers", Channel: "child",
-		Summary: "servers that are traced by a router, which is no parent of theirs and waits for them in wait4, or catches SIGCHLD; or of which it traces a second thread only",
-		Outcome: "every tracer wakes",
+		Summary: "servers that are traced by a router, which is no parent of theirs and waits for them in wait4, or catches SIGCHLD; or of which it traces a second thread only; or whose parent, a router, waits too",
+		Outcome: "every tracer wakes, and the parent that waits: it is told when the tracer reaps",
 		needs:   needPtrace,
 		build:   buildPtraceTracee,
 	},
@@ -111,6 +111,14 @@ func buildPtraceTracee(b *builder, n int) {
 				role: "waiting for a thread", wakes: dies("server"), thread: true,
 				wait: b.traceAndWait,
 			}},
+		},
+		&node{
+			role: "waiting parent", wakes: dies("its server"),
+			wait: func() { b.pidOf(regPID, 1); b.wait4(reg(regPID)) },
+			children: []*node{
+				{comm: Target, role: "its server"},
+				{role: "waiting for a sibling", wakes: dies("its server"), wait: func() { b.pidOf(regPID, 1); b.traceAndWait() }},
+			},
 		},
 	)
 }

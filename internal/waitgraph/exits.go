@@ -105,7 +105,7 @@ func (e *exits) all() {
 		}
 		tracees[t.Tracer] = append(tracees[t.Tracer], tracee{t.Process, t.State == 't', t.KilledByTracer})
 		if t.Tracer != e.kin[t.Process].Tracer {
-			e.source(ChannelChild, []int32{t.Process}, e.notice(t.Tracer, t.Process))
+			e.source(ChannelChild, []int32{t.Process}, e.told(t.Tracer, t.Process))
 		}
 	}
 	for i := range e.kin { // maps have no order
@@ -162,28 +162,49 @@ func (e *exits) detach(p int32, tracees []tracee) {
 // parent has exited, whoever adopted it; and so on.
 func (e *exits) notify(p int32) {
 	k := &e.kin[p]
-	holders := []int32{p}
+	holders, reaped := []int32{p}, false
 	if k.Tracer >= 0 && k.Tracer != k.Parent {
-		e.source(ChannelChild, holders, e.notice(k.Tracer, p))
-		holders = append(holders, k.Tracer)
+		e.source(ChannelChild, holders, e.told(k.Tracer, p))
+		// Who waits for it reaps it, and that tells the parent (wait_task_zombie); else
+		// the end of the tracer does.
+		if reaped = e.waitsFor(k.Tracer, p); !reaped {
+			holders = append(holders, k.Tracer)
+		}
 	}
 	if k.Parent < 0 {
 		return
 	}
-	reaction := &e.processes[k.Parent].Signals
-	if k.OfThread {
-		reaction = &e.processes[k.Parent].AnyThread
+	n := len(e.sources)
+	e.tell(holders, k.Parent, p, k.ExitSignal, e.hears(p))
+	for i := n; reaped && i < len(e.sources); i++ {
+		e.sources[i].Relayed = true
 	}
-	e.tell(holders, k.Parent, p, k.ExitSignal, reaction)
 	e.adopt(p, append(holders, k.Parent))
 }
 
-// zombie says who is told of a zombie once its parent, who was told, exits
-// without having reaped it.
-func (e *exits) zombie(p int32) {
-	if parent := e.kin[p].Parent; parent >= 0 && e.alive[parent] {
-		e.adopt(p, []int32{parent})
+// hears is how the parent of p reacts to signals that are meant for it.
+func (e *exits) hears(p int32) *Signals {
+	parent := &e.processes[e.kin[p].Parent]
+	if e.kin[p].OfThread {
+		return &parent.AnyThread
 	}
+	return &parent.Signals
+}
+
+// zombie says who is told of a zombie once its parent, who was told, exits
+// without having reaped it. Where it has a tracer, who was told instead, the parent
+// is told when that exits, and of who adopts it likewise.
+func (e *exits) zombie(p int32) {
+	k := &e.kin[p]
+	if k.Parent < 0 || !e.alive[k.Parent] {
+		return
+	}
+	var holders []int32
+	if k.Tracer >= 0 && k.Tracer != k.Parent && e.alive[k.Tracer] {
+		holders = []int32{k.Tracer}
+		e.tell(holders, k.Parent, p, k.ExitSignal, e.hears(p))
+	}
+	e.adopt(p, append(holders, k.Parent))
 }
 
 // adopt says who is told of the exit of p when all of holders have exited, the
@@ -269,9 +290,17 @@ func (e *exits) traces(p, other int32) bool {
 }
 
 // notice is whom do_notify_parent_cldstop() wakes when it tells a parent or a
-// tracer that child has stopped or goes on: a tracer is told of an exit in the
-// same way.
+// tracer that child has stopped or goes on.
 func (e *exits) notice(parent, child int32) []int32 {
+	return e.wakenBy(parent, child, !e.kin[parent].NoChildStops)
+}
+
+// told is whom do_notify_parent() wakes when it tells a tracer of an exit:
+// SA_NOCLDSTOP is about stops.
+func (e *exits) told(tracer, tracee int32) []int32 { return e.wakenBy(tracer, tracee, true) }
+
+// wakenBy is who wakes of a parent or a tracer that is told something of child.
+func (e *exits) wakenBy(parent, child int32, signalled bool) []int32 {
 	if !e.alive[parent] {
 		return nil
 	}
@@ -279,7 +308,7 @@ func (e *exits) notice(parent, child int32) []int32 {
 	if e.waitsFor(parent, child) {
 		f.woken = append(f.woken, parent)
 	}
-	if !e.kin[parent].NoChildStops {
+	if signalled {
 		e.signal(&f, parent, sigCHLD, &e.processes[parent].AnyThread)
 	}
 	return f.woken

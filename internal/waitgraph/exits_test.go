@@ -106,9 +106,26 @@ func TestExits(t *testing.T) {
 		}, []string{"child: [1] -> [0]", "child: [1] -> [0]"}},
 		{"the tracer is told, and the parent once the tracer is gone", func(s *Snapshot) {
 			s.Kin[2].Tracer = 0
+			catches(s, 0, sigCHLD)
+			catches(s, 1, sigCHLD)
+			s.Processes[0].AnyThread = s.Processes[0].Signals
+		}, []string{"child: [0 2] -> [1]", "child: [1] -> [0]", "child: [2] -> [0]"}},
+		{"the tracer reaps, and that tells the parent", func(s *Snapshot) {
+			s.Kin[2].Tracer = 0
 			catches(s, 1, sigCHLD)
 			waitsFor(s, ChildWait{Process: 0, Child: 2})
-		}, []string{"child: [0 2] -> [1]", "child: [2] -> [0]"}},
+		}, []string{"child: [1 2] -> [0]", "child: [2] -> [0]", "child: [2] -> [1], relayed"}},
+		{"a tracer that does not care for stops is told of an exit", func(s *Snapshot) {
+			s.Kin[2].Tracer = 0
+			catches(s, 0, sigCHLD)
+			s.Kin[0].NoChildStops = true
+			s.Processes[0].AnyThread = s.Processes[0].Signals
+		}, []string{"child: [1] -> [0]", "child: [2] -> [0]"}},
+		{"a zombie whose tracer has not reaped it: the parent is told when that goes", func(s *Snapshot) {
+			zombie(s, 2)
+			s.Kin[2].Tracer = 0
+			catches(s, 1, sigCHLD)
+		}, []string{"child: [0] -> [1]"}},
 		{"a stopped tracee is let go", func(s *Snapshot) {
 			s.Kin[2].Tracer = 1
 			s.Processes[2].State = 't'
@@ -170,7 +187,7 @@ func TestExits(t *testing.T) {
 			catches(s, 2, 15)
 			s.Processes[2].Trapped = s.Processes[2].Trapped.With(15)
 			waitsFor(s, ChildWait{Process: 0, Child: -1})
-		}, []string{"child: [1] -> [0]", "child: [1] -> [0], relayed", "child: [2] -> [0]", "parent-death: [1] -> [2]"}},
+		}, []string{"child: [1 2] -> [0]", "child: [1] -> [0]", "child: [1] -> [0], relayed", "child: [2] -> [0]", "parent-death: [1] -> [2]"}},
 		{"parent-death signal of a thread", func(s *Snapshot) {
 			th := Thread{Process: 2, Tracer: -1, ExitQueue: -1, ParentDeathSignal: 15}
 			th.Signals.Accepted, th.Signals.Interruptible = th.Signals.Accepted.With(15), th.Signals.Interruptible.With(15)

@@ -21,8 +21,8 @@ type Source struct {
 	Deadly bool
 
 	// Relayed is set where not the event wakes, but somebody whom it reaches and who
-	// lives: that one stops or goes on when it gets to run, and only then are the
-	// waiters told.
+	// lives: that one stops, goes on, or reaps when it gets to run, and only then are
+	// the waiters told.
 	Relayed bool
 
 	// Name says it to the user: "pipe:[4263]" for the write side,
