@@ -8,7 +8,7 @@
 
 #define TRAIL_DEPTH 64
 
-/* How many threads of a process may wait for children. */
+/* How many threads of a process that wait for children are looked at. */
 #define WAITING_MAX 64
 
 /* Ascending by start; what is not used starts beyond every address. */
@@ -90,7 +90,8 @@ static __always_inline bool awaits_event(__u32 state)
 
 /* Whether task waits for its children: it is queued where do_notify_parent() wakes.
  * The functions in between call the next at their very end, which leaves no trace
- * of them on the stack. */
+ * of them on the stack. Of a process with more that wait than are looked at, it is
+ * taken to be one of them. */
 static __always_inline bool waits_for_child(struct task_struct *task)
 {
 	struct signal_struct *signal = BPF_CORE_READ(task, signal);
@@ -109,7 +110,7 @@ static __always_inline bool waits_for_child(struct task_struct *task)
 			return true;
 		at = BPF_CORE_READ(at, next);
 	}
-	return false;
+	return i == WAITING_MAX;
 }
 
 #endif

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -66,6 +67,45 @@ func TestChannels(t *testing.T) {
 				return found
 			})
 		})
+	}
+}
+
+// TestManyWaitForAChild: more threads than are looked at.
+func TestManyWaitForAChild(t *testing.T) {
+	const threads = 100
+	e := newExecutor(t)
+	o := observe(t, e)
+	p := start(t, "idle", nil)
+	p.says(t)
+	var waiting sync.WaitGroup
+	tids := make(chan int)
+	for range threads {
+		waiting.Go(func() {
+			runtime.LockOSThread() // and end the thread
+			tids <- unix.Gettid()
+			for unix.Waitid(unix.P_PID, p.PID, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+			}
+		})
+	}
+	for range threads {
+		tid := <-tids
+		eventually(t, "a thread waits", func() bool { return asleepIn(os.Getpid(), tid, unix.SYS_WAITID) })
+	}
+	v := take(t)
+	must(t, e.Doom([]waitgraph.Process{v.process(t, p.PID)}))
+	must(t, p.Process.Kill())
+	waiting.Wait()
+	counted := uint64(0)
+	for _, w := range wakesOf(t, o, v.process(t, selfPID)) {
+		switch w.Channel {
+		case waitgraph.ChannelChild:
+			counted += w.Count
+		case waitgraph.ChannelPidfd:
+			t.Errorf("%+v, and nobody polls a pidfd", w)
+		}
+	}
+	if counted < threads {
+		t.Errorf("%d wakes of %d threads", counted, threads)
 	}
 }
 
