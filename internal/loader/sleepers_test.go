@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -180,20 +181,21 @@ func TestOneEpollInstanceOnManyPipes(t *testing.T) {
 	}
 }
 
-// TestFIFOOpen: a process in open(2) of a FIFO waits for the first peer, whose
-// descriptor it has not got yet; the file itself is not in any table.
+// TestFIFOOpen: a process in open(2) of a FIFO waits for the first peer. It sleeps where
+// readers do, and the end of another of its side has it look in vain.
 func TestFIFOOpen(t *testing.T) {
-	nstest.Require(t)
+	e := newExecutor(t)
+	o := observe(t, e)
 	path := filepath.Join(t.TempDir(), "fifo")
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		t.Fatal(err)
+	must(t, unix.Mkfifo(path, 0o600))
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	other := holder(t, file(t, fd, err)) // so that the FIFO is in a table
+	fifo := fmt.Sprintf("fifo:[%d]", pathInode(t, path))
+	if src := take(t).source(fifo); src != nil {
+		t.Errorf("%+v, and nobody waits", src)
 	}
-	// Somebody else has it open for reading, so that it can be found.
 	name, err := unix.BytePtrFromString(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	before := take(t)
+	must(t, err)
 	dirfd := unix.AT_FDCWD
 	sleepIn(t, unix.SYS_OPENAT, uintptr(dirfd), pointer(name), unix.O_RDONLY|unix.O_CLOEXEC)
 	t.Cleanup(func() { // let it go: both ends at once
@@ -205,12 +207,18 @@ func TestFIFOOpen(t *testing.T) {
 		unix.Close(fd)
 	})
 	v := take(t)
-	if len(v.Processes) == 0 || len(before.Processes) == 0 {
-		t.Fatal("empty snapshots")
+	if got := v.asleepOn(fifo); len(got[os.Getpid()]) != 1 || len(got) != 1 {
+		t.Errorf("asleep there: %+v, want a thread of this process", got)
 	}
-	// Nobody's death wakes it, so it must be nobody's waiter.
-	if src := v.source(fmt.Sprintf("fifo:[%d]", pathInode(t, path))); src != nil {
-		t.Errorf("waits on %+v, although its peer has not come", src)
+	src := v.source(fifo + " (read end)")
+	if src == nil || !slices.Equal(v.pidsOf(src.Holders), []int{other.PID}) || !slices.Equal(v.pidsOf(src.Waiters), []int{os.Getpid()}) {
+		t.Fatalf("%+v, want process %d to wake this one", src, other.PID)
+	}
+	must(t, e.Doom([]waitgraph.Process{v.process(t, other.PID)}))
+	must(t, other.Process.Kill())
+	other.Wait()
+	if !slices.ContainsFunc(wakesOf(t, o, v.process(t, selfPID)), func(w Wake) bool { return w.Channel == waitgraph.ChannelPipe }) {
+		t.Error("it has not woken")
 	}
 }
 
