@@ -92,7 +92,7 @@ struct descriptor_record {
 	__u64 inode;
 	__s64 file_refs; /* without the iterator's own */
 	__u64 own[2]; /* wait queues of the object itself */
-	__u64 wakes[3]; /* further ones that its end wakes */
+	__u64 wakes[2]; /* further ones that its end wakes */
 	__u64 self_key, peer_key; /* TCP: a connection as each of its ends names it */
 	/* Master of a terminal: struct pid of the session on it. TCP: network namespace. */
 	__u64 scope_id;

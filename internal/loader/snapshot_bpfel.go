@@ -22,7 +22,7 @@ type snapshotDescriptorRecord struct {
 	Inode      uint64
 	FileRefs   int64
 	Own        [2]uint64
-	Wakes      [3]uint64
+	Wakes      [2]uint64
 	SelfKey    uint64
 	PeerKey    uint64
 	ScopeId    uint64
