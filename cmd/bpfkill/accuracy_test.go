@@ -26,7 +26,6 @@ type accuracyRow struct {
 	kills                                 int
 	predicted, measured, missed, spurious int
 	otherwise                             int    // predicted, but through another channel
-	awake                                 int    // predicted through several channels, and came through another of them
 	reason                                string // why it cannot be predicted
 }
 
@@ -78,7 +77,7 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report, 
 
 	self := int32(os.Getpid())
 	predicted, measured := map[wokenThrough]bool{}, map[wokenThrough]bool{}
-	named, woke := map[int32]bool{}, map[int32]bool{}
+	named := map[int32]bool{}
 	for _, b := range r.Plan.Bystanders {
 		if b.PID != self && belongs(b.PID) && !ownAccount(topology, b.PID) {
 			predicted[wokenThrough{b.PID, b.Channel}] = true
@@ -90,7 +89,7 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report, 
 		if w.PID == self || w.Killed || measured[key] || !belongs(w.PID) || ownAccount(topology, w.PID) {
 			continue
 		}
-		measured[key], woke[w.PID] = true, true
+		measured[key] = true
 		rows(w.Channel).measured++
 		if w.Channel == topology.Channel {
 			own++
@@ -106,11 +105,6 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report, 
 		}
 	}
 	for key := range predicted {
-		// Who is awake already is not woken again by the next thing that ends.
-		if !measured[key] && woke[key.pid] {
-			rows(key.channel).awake++
-			continue
-		}
 		rows(key.channel).predicted++
 		whole.predicted++
 		if !measured[key] {
@@ -139,7 +133,7 @@ func (a *accuracy) detail(topology *storm.Topology, format string, args ...any) 
 // cannot be predicted.
 func (a *accuracy) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%-22s %6s %10s %10s %8s %9s %10s %6s\n", "channel", "kills", "predicted", "measured", "missed", "spurious", "otherwise", "awake")
+	fmt.Fprintf(&b, "%-22s %6s %10s %10s %8s %9s %10s\n", "channel", "kills", "predicted", "measured", "missed", "spurious", "otherwise")
 	names := make([]string, 0, len(a.rows))
 	for name := range a.rows {
 		names = append(names, name)
@@ -147,7 +141,7 @@ func (a *accuracy) String() string {
 	slices.Sort(names)
 	for _, name := range names {
 		r := a.rows[name]
-		fmt.Fprintf(&b, "%-22s %6d %10d %10d %8d %9d %10d %6d", name, r.kills, r.predicted, r.measured, r.missed, r.spurious, r.otherwise, r.awake)
+		fmt.Fprintf(&b, "%-22s %6d %10d %10d %8d %9d %10d", name, r.kills, r.predicted, r.measured, r.missed, r.spurious, r.otherwise)
 		if r.reason != "" {
 			fmt.Fprintf(&b, "  cannot be predicted: %s", r.reason)
 		}
