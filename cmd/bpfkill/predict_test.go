@@ -41,9 +41,9 @@ func TestPredictsWhoWakes(t *testing.T) {
 
 func comparePrediction(t *testing.T, s *storm.Storm, topology *storm.Topology, plan *report.Plan) {
 	t.Helper()
-	predicted := map[int32]report.Bystander{}
+	predicted := map[int32][]report.Bystander{}
 	for _, b := range plan.Bystanders {
-		predicted[b.PID] = b
+		predicted[b.PID] = append(predicted[b.PID], b)
 	}
 	out := s.After(targetsOf(s))
 	if topology.Unaccounted { // known is only that something is missing
@@ -62,17 +62,19 @@ func comparePrediction(t *testing.T, s *storm.Storm, topology *storm.Topology, p
 		}
 	}
 	for _, p := range slices.Concat(out.Woken, out.Stirred, out.Killed) {
-		b, ok := predicted[int32(p.PID)]
-		switch {
-		case !ok:
+		all := predicted[int32(p.PID)]
+		if len(all) == 0 {
 			t.Errorf("%s %s[%d] will wake, and the plan does not know", p.Role, p.Comm, p.PID)
-		case b.Channel != topology.Channel && !b.Indirect: // who dies of it, or goes on, has other things to tell
-			t.Errorf("%s %s[%d] will wake through %s, the plan says %s", p.Role, p.Comm, p.PID, topology.Channel, b.Channel)
+		}
+		for _, b := range all {
+			if b.Channel != topology.Channel && !b.Indirect { // who dies of it, or goes on, has other things to tell
+				t.Errorf("%s %s[%d] will wake through %s, the plan says %s", p.Role, p.Comm, p.PID, topology.Channel, b.Channel)
+			}
 		}
 		delete(predicted, int32(p.PID))
 	}
 	for _, p := range s.Processes() {
-		if b, ok := predicted[int32(p.PID)]; ok {
+		for _, b := range predicted[int32(p.PID)] {
 			t.Errorf("%s %s[%d] will not wake, but the plan says so (%s, %s)", p.Role, p.Comm, p.PID, b.Channel, b.Source)
 		}
 	}
