@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"math"
 	"os"
-	"os/signal"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -89,21 +88,25 @@ func lockMemory() error { return unix.Mlockall(unix.MCL_CURRENT | unix.MCL_ONFAU
 // takes them, and all stop.
 func (s *stance) ignoreStops() {
 	for _, stop := range []unix.Signal{unix.SIGTSTP, unix.SIGTTIN, unix.SIGTTOU} {
-		if ignored(stop) { // by who started it: as it should stay
-			continue
+		old, err := setAction(stop, sigaction{handler: sigIgn})
+		s.note("ignore the terminal's stop signals", err)
+		if err == nil {
+			s.undo = append(s.undo, func() { _, _ = setAction(stop, old) })
 		}
-		signal.Ignore(stop)
-		s.undo = append(s.undo, func() { signal.Reset(stop) })
 	}
 }
 
-// ignored reports whether the kernel ignores a signal for this process. os/signal knows
-// it of some only, where that was so from the start.
-func ignored(sig unix.Signal) bool {
-	const sigIgn = 1
-	var action struct{ handler, flags, restorer, mask uint64 } // the largest of the kernel's
-	_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig), 0, uintptr(unsafe.Pointer(&action)), 8, 0, 0)
-	return errno == 0 && action.handler == sigIgn
+// sigaction is the kernel's struct of that name.
+type sigaction struct{ handler, flags, restorer, mask uint64 }
+
+const sigIgn = 1
+
+// setAction sets what a signal does, and returns what it did. Of signals that are left
+// to their default action os/signal would not know how to go back to that.
+func setAction(sig unix.Signal, action sigaction) (old sigaction, err error) {
+	_, _, errno := unix.RawSyscall6(unix.SYS_RT_SIGACTION, uintptr(sig),
+		uintptr(unsafe.Pointer(&action)), uintptr(unsafe.Pointer(&old)), 8, 0, 0)
+	return old, errnoError(errno)
 }
 
 // keepPages has khugepaged leave the process's pages where they are: it takes them away
