@@ -34,12 +34,18 @@ func suspects(v protocol.Verdict, programs []protocol.Program) []protocol.Progra
 		if o.Status == "" {
 			continue
 		}
-		var tests []string
+		var tests, whole []string
 		for _, name := range o.Failures {
 			top, _, _ := strings.Cut(name, "/")
 			if !slices.Contains(tests, top) {
 				tests = append(tests, top)
 			}
+			if name == top {
+				whole = append(whole, top)
+			}
+		}
+		if len(whole) > len(tests) { // of several runs, one of them failed more than once
+			return nil
 		}
 		failed += len(tests)
 		if o.Status != "exit status 1" || len(tests) == 0 || failed > againTests {

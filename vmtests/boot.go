@@ -56,18 +56,21 @@ type run struct {
 	console string
 	boot    time.Duration // power on to user space
 	total   time.Duration
+	boots   int // until there was a verdict
 }
 
 // decide boots the guest, a second time if the first died, and says so
 // through log. A verdict is final here, whatever it says.
 func decide(ctx context.Context, log func(format string, args ...any), boot func(context.Context) (run, error)) (run, error) {
 	result, err := boot(ctx)
+	result.boots = 1
 	var died *infrastructureError
 	if err == nil || !errors.As(err, &died) || ctx.Err() != nil {
 		return result, err
 	}
 	log("%v; booting once more. The end of its console:\n%s", err, tail(died.console, 40))
 	result, err = boot(ctx)
+	result.boots = 2
 	if err != nil {
 		err = fmt.Errorf("twice in a row: %w", err)
 	}

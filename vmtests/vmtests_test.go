@@ -182,6 +182,9 @@ func summary(r run) string {
 	line := fmt.Sprintf("Linux %s: %d passed, %d failed, %d skipped; boot %.1f s, total %.1f s (%s)",
 		r.verdict.Release, sum.Passed, sum.Failed, sum.Skipped, r.boot.Seconds(), r.total.Seconds(),
 		strings.Join(parts, ", "))
+	if r.boots > 1 {
+		line += "; THE FIRST BOOT DIED"
+	}
 	if strays > 0 {
 		line += fmt.Sprintf("; %d processes left behind", strays)
 	}

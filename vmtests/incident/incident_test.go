@@ -93,6 +93,7 @@ func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result 
 	r.PSIFullUS = after.psiFull - before.psiFull
 	r.GoneMS, r.CalmMS, r.Survivors = rec.gone, rec.calm, len(rec.victims)
 	r.ExitStatus, r.WindowNS = rec.killed.status, rec.killed.windowNS
+	r.Swapped, r.Reaped = rec.killed.reap.Swapped, rec.killed.reap.Reaped
 	r.Samples = thin(rec.samples, 150)
 	woken := w.woken(t)
 	for pid, n := range faults.read(t) {

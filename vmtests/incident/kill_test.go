@@ -19,9 +19,14 @@ import (
 type killed struct {
 	status      int
 	windowNS    uint64
+	reap        reaped
 	majorFaults uint64 // its own
 	err         error
 }
+
+// reaped are the processes with memory on swap of bpfkill's report, and those of them
+// that had it freed before they could run.
+type reaped struct{ Swapped, Reaped int }
 
 // both are servers and routers by ascending pid: the order in which a scan of
 // /proc finds them.
@@ -95,6 +100,11 @@ func (w *world) bpfkill(t *testing.T, args []string) func() killed {
 			return killed{err: fmt.Errorf("exit status %d, and no report: %w", k.status, err)}
 		}
 		k.windowNS = report.Result.WindowNS
+		var window struct{ Reap reaped }
+		if err := json.Unmarshal(report.Result.Window, &window); err != nil {
+			return killed{err: fmt.Errorf("bpfkill's window: %w", err)}
+		}
+		k.reap = window.Reap
 		t.Logf("bpfkill's window: %s", report.Result.Window)
 		if k.status != 0 {
 			k.err = fmt.Errorf("exit status %d", k.status)

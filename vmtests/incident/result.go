@@ -75,6 +75,12 @@ type Result struct {
 	// WindowNS the time from its first SIGKILL to the last.
 	ExitStatus int    `json:"exit_status"`
 	WindowNS   uint64 `json:"window_ns,omitempty"`
+	// Swapped is how many processes of its kill set bpfkill found on swap, and Reaped
+	// how many of them had that freed before they could run.
+	Swapped int `json:"swapped,omitempty"`
+	Reaped  int `json:"reaped,omitempty"`
+	// Boots is 2 where the first machine died before it had a result.
+	Boots int `json:"boots,omitempty"`
 
 	// Samples are taken every 20 ms, or as often as the machine lets.
 	Samples []Sample `json:"samples"`

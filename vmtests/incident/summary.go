@@ -54,7 +54,9 @@ func Machines(results []*Result) []*Machine {
 	var machines []*Machine
 	for _, r := range results {
 		i := slices.IndexFunc(machines, func(m *Machine) bool {
-			return m.Kernel == r.Kernel && m.Arch == r.Arch && m.Clock == r.Clock && m.CPUs == r.CPUs
+			first := m.Groups[0].Results[0]
+			return m.Kernel == r.Kernel && m.Arch == r.Arch && m.Clock == r.Clock && m.CPUs == r.CPUs &&
+				first.Servers == r.Servers && first.Routers == r.Routers && first.RouterBytes == r.RouterBytes
 		})
 		if i < 0 {
 			i = len(machines)
