@@ -28,7 +28,7 @@ func (r *run) await(ctx context.Context) error {
 	for i := range r.victims {
 		members[r.victims[i].KernelIdentity()] = true
 	}
-	for _, f := range r.out.Refused {
+	for _, f := range slices.Concat(r.out.Refused, r.out.Skipped) {
 		delete(members, f.Process.KernelIdentity())
 	}
 	err := r.awaitMembers(ctx, members, deadline)
@@ -138,6 +138,7 @@ func (r *run) remaining(members, swept map[waitgraph.KernelIdentity]bool) (left 
 		p, ok := alive[k]
 		if !wanted || !ok {
 			r.pidfds.drop(k)
+			members[k] = false // it does not come back
 			continue
 		}
 		left = append(left, p)

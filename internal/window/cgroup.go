@@ -32,7 +32,7 @@ func CgroupOf(procs []waitgraph.Process) (string, error) {
 	for i := range procs {
 		path, ok := paths[procs[i].CgroupID]
 		if !ok {
-			return "", fmt.Errorf("the cgroup of %v is not below %s", &procs[i], mount)
+			return "", fmt.Errorf("the cgroup of %q, process %d, is not below %s", procs[i].Comm, procs[i].PID, mount)
 		}
 		parts := strings.Split(path, "/")
 		if i == 0 {
@@ -54,32 +54,48 @@ func CgroupOf(procs []waitgraph.Process) (string, error) {
 	return kill, nil
 }
 
-// checkPopulation returns an error unless the living victims are exactly the
-// population of the subtree: cgroup.kill would kill everybody in it.
-func checkPopulation(killFile string, victims []waitgraph.Process, alive map[waitgraph.KernelIdentity]waitgraph.Process) error {
-	want := make(map[int32]bool, len(victims))
-	for i := range victims {
-		if _, ok := alive[victims[i].KernelIdentity()]; ok {
-			want[victims[i].PID] = true
-		}
-	}
-	dir := filepath.Dir(killFile)
-	found := 0
+// checkPopulation returns an error unless the living victims, and children that they
+// forked since, are exactly the population of the subtree: cgroup.kill would kill
+// everybody in it.
+func (r *run) checkPopulation() error {
+	dir := filepath.Dir(r.CgroupKill)
+	inside := make(map[int32]string) // in which cgroup
 	err := cgroup2.Walk(dir, func(path string, _ uint64) error {
 		pids, err := cgroupProcs(path)
 		for _, pid := range pids {
-			if !want[pid] {
-				return fmt.Errorf("process %d in %s is not in the kill set (0: outside this pid namespace): cgroup.kill would kill it too", pid, path)
-			}
-			found++
+			inside[pid] = path
 		}
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("the cgroup engine cannot be used: %w", err)
 	}
-	if found != len(want) {
-		return fmt.Errorf("the cgroup engine cannot be used: %d of %d processes of the kill set are in %s", found, len(want), dir)
+	// In this order: whoever is inside and was forked since is known to have been.
+	alive, err := r.alive()
+	if err != nil {
+		return err
+	}
+	children, err := r.kernel.Inherit(r.Known)
+	if err != nil {
+		return err
+	}
+	for i := range r.victims {
+		if p, ok := alive[r.victims[i].KernelIdentity()]; ok && inside[p.PID] == "" {
+			return fmt.Errorf("the cgroup engine cannot be used: %q, process %d of the kill set, is not in %s", p.Comm, p.PID, dir)
+		}
+		delete(alive, r.victims[i].KernelIdentity())
+	}
+	for _, k := range children {
+		delete(alive, k)
+	}
+	for _, p := range alive {
+		if path := inside[p.PID]; path != "" {
+			return fmt.Errorf("the cgroup engine cannot be used: %q, process %d in %q, is not in the kill set: cgroup.kill would kill it too",
+				p.Comm, p.PID, path)
+		}
+	}
+	if path := inside[0]; path != "" {
+		return fmt.Errorf("the cgroup engine cannot be used: a process in %q is outside this pid namespace, and cgroup.kill would kill it too", path)
 	}
 	return nil
 }

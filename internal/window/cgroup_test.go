@@ -3,7 +3,9 @@ package window
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -67,11 +69,26 @@ func (k joined) Arm(d time.Duration) error {
 	return k.bpf.Arm(d)
 }
 
+// startShell starts a shell that does what it is told to, and returns its standard input.
+func startShell(t *testing.T, script string) (pid int, in io.Writer) {
+	t.Helper()
+	cmd := exec.Command("/bin/sh", "-c", script)
+	pipe, err := cmd.StdinPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		cmd.Process.Kill() // it may be dead
+		cmd.Wait()         // before the end of its input: that would have it go on
+		pipe.Close()
+	})
+	return cmd.Process.Pid, pipe
+}
+
 // TestCgroupEngine kills the population of a subtree, its children included, or
 // nobody: where somebody else is there, from the start or at the last moment.
 func TestCgroupEngine(t *testing.T) {
-	const none, early, late = "nobody else", "a stranger", "a latecomer"
-	for _, other := range []string{none, early, late} {
+	const none, early, late, child = "nobody else", "a stranger", "a latecomer", "a child"
+	for _, other := range []string{none, early, late, child} {
 		t.Run(other, func(t *testing.T) {
 			top := testCgroup(t, "")
 			below := testCgroup(t, top)
@@ -84,8 +101,10 @@ func TestCgroupEngine(t *testing.T) {
 			if other == early {
 				moveInto(t, below, stranger.Process.Pid)
 			}
+			forker, order := startShell(t, "read line; sleep 1000 & read line")
+			moveInto(t, below, forker)
 			all := processes(t, k)
-			victims := membersOf(t, s, all)
+			victims := append(membersOf(t, s, all), byPID(all, forker)...)
 			o := options(EngineCgroup, all)
 			var err error
 			o.CgroupKill, err = CgroupOf(victims)
@@ -100,8 +119,16 @@ func TestCgroupEngine(t *testing.T) {
 				t.Errorf("%s, want %s", o.CgroupKill, want)
 			}
 			out, err := Run(t.Context(), joined{k, func() {
-				if other == late {
+				switch other {
+				case late:
 					moveInto(t, below, stranger.Process.Pid)
+				case child:
+					fmt.Fprintln(order)
+					eventually(t, "it has a child", func() bool {
+						pids, err := cgroupProcs(below)
+						must(t, err)
+						return len(pids) == len(victims)/2+2
+					})
 				}
 			}}, victims, o)
 			alive, aliveErr := s.Alive()
@@ -109,8 +136,8 @@ func TestCgroupEngine(t *testing.T) {
 			if dead(stranger.Process.Pid) {
 				t.Error("the stranger is dead")
 			}
-			if other != none {
-				if out != nil || err == nil || !strings.Contains(err.Error(), "not in the kill set") || len(alive) != len(victims) {
+			if other == early || other == late {
+				if out != nil || err == nil || !strings.Contains(err.Error(), "not in the kill set") || len(alive) != len(s.Processes()) {
 					t.Errorf("%+v, %v, %d alive; want an error and nobody killed", out, err, len(alive))
 				}
 				return
@@ -119,6 +146,9 @@ func TestCgroupEngine(t *testing.T) {
 			checkAllGone(t, out, len(victims))
 			if len(alive) != 0 || len(s.Woken()) != 0 {
 				t.Errorf("%d alive, %d ran user code", len(alive), len(s.Woken()))
+			}
+			if pids, err := cgroupProcs(below); err != nil || len(pids) != 0 {
+				t.Errorf("%v are left, %v", pids, err)
 			}
 		})
 	}

@@ -95,10 +95,13 @@ func (g *guardian) wait(ctx context.Context, limit time.Duration) error {
 	}
 }
 
-// takeOver has the guardian do what it would if the killer died now, and waits for it.
+// takeOver has the guardian do what it would if the killer died now, and waits for it,
+// but not for ever: it may be stopped.
 func (g *guardian) takeOver() error {
 	g.ended = true
 	err := g.conn.Close()
+	late := time.AfterFunc(2*guardLimit, func() { _ = g.cmd.Process.Kill() })
+	defer late.Stop()
 	if werr := g.cmd.Wait(); werr != nil {
 		err = errors.Join(err, fmt.Errorf("the guardian: %w", werr))
 	}

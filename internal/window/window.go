@@ -227,7 +227,7 @@ func (r *run) identify() error {
 		r.swapped[r.victims[i].KernelIdentity()] = p.SwapBytes
 	}
 	if r.Engine == EngineCgroup {
-		return checkPopulation(r.CgroupKill, r.victims, alive)
+		return r.checkPopulation()
 	}
 	return nil
 }
@@ -310,11 +310,7 @@ func (r *run) window(ctx context.Context) (opened bool, err error) {
 // taken seconds, on the machine that bpfkill is for.
 func (r *run) lastLook(ctx context.Context) error {
 	if r.Engine == EngineCgroup {
-		alive, err := r.alive()
-		if err != nil {
-			return err
-		}
-		if err := checkPopulation(r.CgroupKill, r.victims, alive); err != nil {
+		if err := r.checkPopulation(); err != nil {
 			return err
 		}
 	}
@@ -338,7 +334,7 @@ func (r *run) callOff(s *stance) error {
 	s.demote()
 	err := r.guardian.takeOver()
 	if err != nil {
-		err = errors.Join(err, r.corral.open())
+		err = errors.Join(err, r.corral.open(), r.corral.stragglers())
 	}
 	affinity.Apply(0, &r.corral.own)
 	return err
