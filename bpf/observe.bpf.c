@@ -12,6 +12,10 @@
 #include "trail.h"
 #include "hangup.h"
 
+/* Signals to the doomed and their exits; wakes besides. */
+#define OBSERVE_EXITS 1
+#define OBSERVE_WAKES 2
+
 __u64 observing = 0;
 __u64 lost_events = 0;
 
@@ -186,10 +190,10 @@ int BPF_PROG(signal_generate, int sig, void *info, struct task_struct *task, int
 	if (!observing)
 		return 0;
 	d = sig == SIGKILL ? find_doomed_argument(task) : 0;
-	if (!d)
-		track_signal(ctx, sig, task, result);
-	else if (!d->generated_ns)
+	if (d && !d->generated_ns)
 		d->generated_ns = bpf_ktime_get_ns();
+	else if (!d && observing >= OBSERVE_WAKES)
+		track_signal(ctx, sig, task, result);
 	return 0;
 }
 
@@ -230,7 +234,7 @@ int BPF_PROG(waking, struct task_struct *wakee)
 	struct doomed *d;
 	__u32 state;
 
-	if (!observing || wakee->flags & PF_KTHREAD)
+	if (observing < OBSERVE_WAKES || wakee->flags & PF_KTHREAD)
 		return 0;
 	key.wakee = wakee->tgid;
 	d = find_doomed_argument(wakee);
@@ -246,7 +250,7 @@ int BPF_PROG(waking, struct task_struct *wakee)
 		return 0;
 	if (!(key.trail & MARK_SOFTIRQ) && BPF_CORE_READ(waker, tgid) == key.wakee)
 		return 0;
-	if (d && !d->early_ns) {
+	if (d) {
 		d->waker = key.cause;
 		d->early_ns = bpf_ktime_get_ns();
 	}
@@ -305,7 +309,7 @@ int BPF_PROG(set_sock_state, struct sock *sk, int old_state, int state)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 
-	if (!observing || noted(sk, task, state))
+	if (observing < OBSERVE_WAKES || noted(sk, task, state))
 		return 0;
 	take_note(sk, task, state);
 	note(sk, task, state);

@@ -181,7 +181,7 @@ struct doomed {
 	__u64 start_ns;
 	__u64 generated_ns; /* SIGKILL generated */
 	__u64 delivered_ns; /* SIGKILL delivered */
-	__u64 early_ns; /* first woken by another's death, before its signal */
+	__u64 early_ns; /* last woken by another's death before its signal */
 	__u64 exit_ns; /* the last thread is exiting */
 	__s32 waker; /* tgid of the dying process that woke it early */
 	__u8 inherited; /* a child forked in the race */

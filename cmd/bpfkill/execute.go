@@ -23,8 +23,8 @@ type kernel struct {
 
 func (k kernel) Processes() ([]waitgraph.Process, error) { return k.snapshotter.Processes() }
 
-// recorded is a kernel whose wakes are recorded from when it is armed: deaths before
-// that are none of the kill's.
+// recorded is a kernel whose wakes are recorded from when it is armed: what deaths before
+// that bring about is none of the kill's.
 type recorded struct {
 	kernel
 	observer *loader.Observer
@@ -40,13 +40,13 @@ func (k recorded) Arm(deadline time.Duration) error {
 // execute runs the window and fills in the report's result. An error means
 // that nothing was signalled, unless it carries an exit status.
 func (s *session) execute(ctx context.Context) (status int, err error) {
-	known := make(map[waitgraph.KernelIdentity]bool, len(s.graph.Processes))
-	for i := range s.graph.Processes {
-		known[s.graph.Processes[i].KernelIdentity()] = true
-	}
+	known := identified(s.graph.Processes)
 	progress := newProgress(s.stderr, s.quiet)
 	before, err := readVMCounters()
 	if err != nil {
+		return 0, err
+	}
+	if err := s.tools.observer.NoteExits(); err != nil {
 		return 0, err
 	}
 	out, err := window.Run(ctx, recorded{kernel{s.tools.executor, s.tools.snapshotter}, s.tools.observer}, s.members(), window.Options{
@@ -74,11 +74,32 @@ func (s *session) execute(ctx context.Context) (status int, err error) {
 	if s.quiet {
 		s.nameThoseLeft(out)
 	}
-	lost, err := s.tools.executor.LostForks()
+	lost, err := s.unrecordedForks()
 	if err != nil {
 		s.warn(err.Error())
 	}
-	return max(status, s.unseenForks(lost)), nil
+	return max(status, s.unseenForks(lost-min(lost, s.forksBefore))), nil
+}
+
+// unrecordedForks counts those that the fork tracker did not record so far.
+func (s *session) unrecordedForks() (uint64, error) {
+	if s.tools.executor == nil { // nobody is to be killed
+		return 0, nil
+	}
+	return s.tools.executor.LostForks()
+}
+
+// identified are the processes that the plan has judged. Of those without a pid the
+// snapshot knows only that they sleep somewhere: they are outside the pid namespace, or
+// were forked while it was taken.
+func identified(processes []waitgraph.Process) map[waitgraph.KernelIdentity]bool {
+	known := make(map[waitgraph.KernelIdentity]bool, len(processes))
+	for i := range processes {
+		if p := &processes[i]; p.PID != 0 {
+			known[p.KernelIdentity()] = true
+		}
+	}
+	return known
 }
 
 // lingerLimit bounds the wait for wakes that others cause than the killed.

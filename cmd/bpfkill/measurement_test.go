@@ -35,3 +35,15 @@ func TestWhoWasKilledByOthers(t *testing.T) {
 		t.Errorf("a window of %d ns with one signal in it", m.result.WindowNS)
 	}
 }
+
+// TestForkedDuringTheSnapshot: who slept on a queue before it was in the list of
+// processes is a child that the plan does not know.
+func TestForkedDuringTheSnapshot(t *testing.T) {
+	known := identified([]waitgraph.Process{
+		{Identity: waitgraph.Identity{PID: 7, StartNS: 1}, KernelPID: 70},
+		{Identity: waitgraph.Identity{StartNS: 2}, KernelPID: 80},
+	})
+	if !known[waitgraph.KernelIdentity{KernelPID: 70, StartNS: 1}] || known[waitgraph.KernelIdentity{KernelPID: 80, StartNS: 2}] {
+		t.Errorf("known: %v", known)
+	}
+}

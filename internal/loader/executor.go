@@ -66,7 +66,8 @@ func NewExecutor(o ExecutorOptions) (*Executor, error) {
 	if HaveReap() != nil {
 		delete(spec.Programs, executeProgMappings)
 	}
-	addSeconds(spec, executeProgTrackFork, executeProgForgetFork, executeProgTripwire)
+	addSpares(spec, executeProgTrackFork)
+	addSeconds(spec, executeProgForgetFork, executeProgTripwire)
 	capKill, err := hasCapability(unix.CAP_KILL)
 	if err != nil {
 		return nil, err

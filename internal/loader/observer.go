@@ -39,17 +39,6 @@ var stampers = []string{observeProgSignalGenerate, observeProgSignalDeliver, obs
 // well, on every kernel: software interrupts receive what closes a socket.
 const interruptible = observeProgSetSockState
 
-// copiesOfInterruptible is how many more of it there are. Where tracepoints are
-// preemptible a burst of exits may leave several processes preempted in the midst
-// of a copy, each until its turn on that CPU comes again, and what is missed here
-// nothing else tells.
-func copiesOfInterruptible() int {
-	if preemptible() {
-		return len(ordinals)
-	}
-	return 1
-}
-
 // counters are the programs that have no second: they run with preemption off.
 var counters = []string{observeProgWaking, observeProgSwitching, observeProgSegment}
 
@@ -75,7 +64,8 @@ func newObserver(exec *Executor, wakes uint32) (*Observer, error) {
 	opts := collectionOptions()
 	opts.MapReplacements = map[string]*ebpf.Map{observeMapDoomed: doomed}
 	addSeconds(spec, stampers...)
-	addCopies(spec, copiesOfInterruptible(), interruptible)
+	addCopies(spec, 1, interruptible)
+	addSpares(spec, interruptible)
 	o := &Observer{exec: exec}
 	if o.coll, o.swapIns, err = loadObserver(spec, opts); err != nil {
 		return nil, fmt.Errorf("load observe programs: %w", err)
@@ -130,15 +120,24 @@ func loadsSwappedIn(spec *ebpf.CollectionSpec) bool {
 // Close detaches and unloads the observer, and reports every error.
 func (o *Observer) Close() error { return unload(o.coll, o.links) }
 
-// Start begins to record. Call it before the window opens.
-func (o *Observer) Start() error {
-	return o.coll.Variables["observing"].Set(uint64(1))
-}
+// What is recorded, OBSERVE_* of observe.bpf.c.
+const (
+	observeNothing uint64 = iota
+	observeExits
+	observeWakes
+)
+
+// NoteExits begins to write down when the doomed are signalled and end: those who end
+// before the window do as well.
+func (o *Observer) NoteExits() error { return o.observe(observeExits) }
+
+// Start begins to record wakes as well. Call it before the window opens.
+func (o *Observer) Start() error { return o.observe(observeWakes) }
+
+func (o *Observer) observe(what uint64) error { return o.coll.Variables["observing"].Set(what) }
 
 // Stop ends the recording.
-func (o *Observer) Stop() error {
-	return o.coll.Variables["observing"].Set(uint64(0))
-}
+func (o *Observer) Stop() error { return o.observe(observeNothing) }
 
 // Fate is what happened to one member of the kill set. Times are on the
 // kernel's monotonic clock in nanoseconds, 0 where the event did not happen.
@@ -148,7 +147,7 @@ type Fate struct {
 	SignalledNS uint64 // SIGKILL generated
 	DeliveredNS uint64 // SIGKILL delivered
 	ExitNS      uint64 // its last thread began to exit
-	EarlyNS     uint64 // woken by another's death before its own signal
+	EarlyNS     uint64 // last woken by another's death before its own signal
 	Waker       int32  // by whom: KernelPID
 
 	Inherited bool // a child forked in the race

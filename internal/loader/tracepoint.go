@@ -48,6 +48,15 @@ func addSeconds(spec *ebpf.CollectionSpec, programs ...string) {
 	}
 }
 
+// addSpares gives programs as many copies as there are, where tracepoints are preemptible:
+// a burst may leave several processes preempted in the midst of a copy, each until its
+// turn on that CPU comes again, and what is missed here nothing else tells.
+func addSpares(spec *ebpf.CollectionSpec, programs ...string) {
+	if preemptible() {
+		addCopies(spec, len(ordinals), programs...)
+	}
+}
+
 // addCopies gives each program so many further copies.
 func addCopies(spec *ebpf.CollectionSpec, copies int, programs ...string) {
 	for _, name := range programs {
