@@ -109,11 +109,9 @@ func TestManyWaitForAChild(t *testing.T) {
 	}
 }
 
-// TestTrafficIsNotCharged: a connection whose one end died wakes the other, on the same
-// CPU as the data of others, which wake whom they would.
-func TestTrafficIsNotCharged(t *testing.T) {
-	e := newExecutor(t)
-	o := observe(t, e)
+// stayHere keeps the test, and what it starts from now on, on one CPU.
+func stayHere(t *testing.T) {
+	t.Helper()
 	runtime.LockOSThread()
 	old, err := affinity.Get(0)
 	must(t, err)
@@ -123,16 +121,24 @@ func TestTrafficIsNotCharged(t *testing.T) {
 	if errno := affinity.Apply(0, &one); errno != 0 {
 		t.Fatal(errno)
 	}
-	defer func() {
+	t.Cleanup(func() { // on the same goroutine
 		affinity.Apply(0, &old)
 		runtime.UnlockOSThread()
-	}()
+	})
+}
+
+// TestTrafficIsNotCharged: a connection whose one end died wakes the other, on the same
+// CPU as the data of others, which wake whom they would.
+func TestTrafficIsNotCharged(t *testing.T) {
+	e := newExecutor(t)
+	o := observe(t, e)
 	for _, family := range []struct {
 		name string
 		af   int
 		at   unix.Sockaddr
 	}{{"IPv4", unix.AF_INET, loopback4}, {"IPv6", unix.AF_INET6, loopback6}} {
 		t.Run(family.name, func(t *testing.T) {
+			stayHere(t)
 			ours, theirs := tcpPair(t, family.af, family.at)
 			// Of a reset nothing more is heard; an orderly end is acknowledged.
 			if _, err := unix.Write(int(ours.Fd()), []byte{1}); err != nil {
@@ -144,7 +150,10 @@ func TestTrafficIsNotCharged(t *testing.T) {
 			reader.asleep(t, unix.SYS_READ)
 			from, to := tcpPair(t, family.af, family.at)
 			other := start(t, "drain", nil, to)
-			other.says(t)
+			tid, err := strconv.Atoi(other.says(t))
+			must(t, err)
+			asleep := func() bool { return asleepIn(other.PID, tid, unix.SYS_READ) }
+			eventually(t, "it waits for data", asleep)
 			v := take(t)
 			must(t, e.Doom([]waitgraph.Process{v.process(t, victim.PID)}))
 			must(t, victim.Process.Kill())
@@ -153,7 +162,7 @@ func TestTrafficIsNotCharged(t *testing.T) {
 				if _, err := unix.Write(int(from.Fd()), []byte{1}); err != nil {
 					t.Fatal(err)
 				}
-				time.Sleep(2 * time.Millisecond) // so that it sleeps again
+				eventually(t, "it waits again", asleep)
 			}
 			if wakes := wakesOf(t, o, v.process(t, reader.PID)); len(wakes) != 1 || wakes[0].Channel != waitgraph.ChannelTCP {
 				t.Errorf("the reader: %+v, want one wake through TCP", wakes)

@@ -260,7 +260,8 @@ func blockIn(number uintptr, args ...uintptr) error {
 
 // drain reads from descriptor 3 to its end, and sleeps there.
 func drain() error {
-	fmt.Println("ready")
+	runtime.LockOSThread()
+	fmt.Println(unix.Gettid())
 	for {
 		n, err := unix.Read(3, scratch[:])
 		if n == 0 || err != nil && err != unix.EINTR {
