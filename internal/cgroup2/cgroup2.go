@@ -40,7 +40,8 @@ func unescapeMount(s string) string {
 
 // IDs returns the id of a cgroup v2 directory and of every directory below it.
 // The path is a directory, or a cgroup's name as /proc/PID/cgroup prints it
-// ("/system.slice/postfix.service"), which is looked up under the mount.
+// ("/system.slice/postfix.service"), which is looked up under the mount. The root of
+// all cgroups is an error.
 func IDs(path string) ([]uint64, error) {
 	mount, err := Mount()
 	if err != nil {
@@ -55,6 +56,10 @@ func idsBelow(mount, path string) ([]uint64, error) {
 	root := filepath.Clean("/" + path)
 	if root != mount && !strings.HasPrefix(root, mount+"/") {
 		root = filepath.Join(mount, root)
+	}
+	// "/", but also "." and "/$UNSET".
+	if root == mount {
+		return nil, fmt.Errorf("%q is the root of all cgroups, and so every process: name one below it", path)
 	}
 	switch info, err := os.Stat(root); {
 	case err != nil:

@@ -35,7 +35,7 @@ func TestIDsAreThoseOfTheSubtree(t *testing.T) {
 			t.Errorf("%q: %v, error %v, want %v", path, got, err, want)
 		}
 	}
-	for _, path := range []string{"/nope", "/tmp/../nope", filepath.Dir(mount), "/mail.slice/cgroup.procs"} {
+	for _, path := range []string{"/nope", "/tmp/../nope", filepath.Dir(mount), "/mail.slice/cgroup.procs", "/", ".", "..", mount, "/mail.slice/.."} {
 		if got, err := idsBelow(mount, path); err == nil {
 			t.Errorf("%q: %v, want an error", path, got)
 		}

@@ -149,8 +149,10 @@ func (b *snapshotBuilder) addDescriptor(r *snapshotDescriptorRecord) {
 			b.queue[q] = obj
 		}
 	}
-	file, fresh := intern(b.file, r.FileId)
-	if fresh {
+	file, ok := b.file[r.FileId]
+	if !ok || b.snap.Files[file].Object != obj { // another, which got the address since
+		file = int32(len(b.snap.Files))
+		b.file[r.FileId] = file
 		b.snap.Files = append(b.snap.Files, waitgraph.File{
 			Object: obj, End: waitgraph.End(r.End), Refs: r.FileRefs,
 		})

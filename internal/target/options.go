@@ -154,8 +154,12 @@ func (s *Selector) compileNames(o Options) error {
 		if p.match("") {
 			return usagef(`invalid argument %q for --target: it matches the empty text, and so every process; use "." to mean that`, expr)
 		}
-		if p.minLen > CommLen && !o.Full {
-			s.warnings = append(s.warnings, fmt.Sprintf("--target %q needs more than %d characters, and process names have no more: it matches nothing; --full matches against the whole command line", expr, CommLen))
+		if p.longest > CommLen && !o.Full {
+			what := "it"
+			if p.minLen <= CommLen {
+				what = "an alternative of it"
+			}
+			s.warnings = append(s.warnings, fmt.Sprintf("--target %q needs more than %d characters, and process names have no more: %s matches nothing; --full matches against the whole command line", expr, CommLen, what))
 		}
 		s.names = append(s.names, p)
 	}
@@ -175,8 +179,12 @@ func (s *Selector) compileNames(o Options) error {
 		}
 		// A target pattern that matches nothing is harmless. A protection that
 		// matches nothing is not.
-		if p.minLen > CommLen {
-			return usagef("invalid argument %q for --protect: process names have at most %d characters, so it protects nothing", expr, CommLen)
+		if p.longest > CommLen {
+			what := "it"
+			if p.minLen <= CommLen {
+				what = "an alternative of it"
+			}
+			return usagef("invalid argument %q for --protect: process names have at most %d characters, so %s protects nothing", expr, CommLen, what)
 		}
 		s.protect = append(s.protect, p)
 	}

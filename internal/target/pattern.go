@@ -9,6 +9,9 @@ import (
 type pattern struct {
 	re     *regexp.Regexp
 	minLen int // bytes of the shortest text that it can match
+	// The same of the alternative for which that is longest: where process names are
+	// shorter, it matches nothing.
+	longest int
 }
 
 // ere makes Go read an expression as regcomp(REG_EXTENDED) does.
@@ -39,33 +42,36 @@ func compilePattern(expr string, exact bool) (pattern, error) {
 		return pattern{}, err
 	}
 	re.Longest()
-	return pattern{re, minLen(tree)}, nil
+	return pattern{re, shortest(tree, false), shortest(tree, true)}, nil
 }
 
 func (p pattern) match(s string) bool { return p.re.MatchString(s) }
 
-// minLen is the length in bytes of the shortest text that re can match. Runes
-// count as one byte each, since an invalid byte matches as one.
-func minLen(re *syntax.Regexp) int {
+// shortest is the length in bytes of the shortest text that re can match; where
+// longest is set, that of the alternative for which it is longest. Runes count as one
+// byte each, since an invalid byte matches as one.
+func shortest(re *syntax.Regexp, longest bool) int {
 	switch re.Op {
 	case syntax.OpLiteral:
 		return len(string(re.Rune))
 	case syntax.OpCharClass, syntax.OpAnyChar, syntax.OpAnyCharNotNL:
 		return 1
 	case syntax.OpCapture, syntax.OpPlus:
-		return minLen(re.Sub[0])
+		return shortest(re.Sub[0], longest)
 	case syntax.OpRepeat:
-		return re.Min * minLen(re.Sub[0])
+		return re.Min * shortest(re.Sub[0], longest)
 	case syntax.OpConcat:
 		n := 0
 		for _, sub := range re.Sub {
-			n += minLen(sub)
+			n += shortest(sub, longest)
 		}
 		return n
 	case syntax.OpAlternate:
-		n := minLen(re.Sub[0])
+		n := shortest(re.Sub[0], longest)
 		for _, sub := range re.Sub[1:] {
-			n = min(n, minLen(sub))
+			if m := shortest(sub, longest); m > n == longest {
+				n = m
+			}
 		}
 		return n
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"testing"
 )
 
@@ -335,5 +336,25 @@ func TestProcesses(t *testing.T) {
 	}
 	if g.Cost(0) != 4097 || g.Cost(1) != 1 {
 		t.Errorf("costs %d and %d, want 4097 and 1", g.Cost(0), g.Cost(1))
+	}
+}
+
+// TestFileOfAnotherObject: the kernel gives the address of a file that is closed to the
+// next, and a snapshot takes time.
+func TestFileOfAnotherObject(t *testing.T) {
+	pipe := func(name string) Object { return Object{Channel: ChannelPipe, Name: name, Readers: 1, Writers: 1} }
+	s := &Snapshot{
+		Processes: people(2),
+		Objects:   []Object{pipe("pipe:[1]"), pipe("pipe:[2]")},
+		Files: []File{{Object: 0, End: EndWrite, Refs: 1}, {Object: 0, End: EndRead, Refs: 1},
+			{Object: 1, End: EndWrite, Refs: 1}, {Object: 1, End: EndRead, Refs: 1}},
+		Descriptors: []Descriptor{open(0, 0, 1), open(0, 1, 2), open(0, 2, 3), open(1, 3, 0)},
+		Sleepers: []Sleeper{{Object: 0, Process: 1, Via: ViaPlain, File: -1},
+			{Object: 1, Process: 1, Via: ViaPoll, File: 0}},
+	}
+	for _, src := range New(s).Sources {
+		if src.Unaccounted || !slices.Equal(src.Holders, []int32{0}) || !slices.Equal(src.Waiters, []int32{1}) {
+			t.Errorf("%+v", src)
+		}
 	}
 }

@@ -130,7 +130,8 @@ func (r *records) sortSleepers(s *Snapshot, number []int32) {
 		from := &s.Sleepers[i]
 		at := &start[from.Object+1]
 		to := sleeper{from.Process, -1, from.Line, from.Via, from.PassedOn}
-		if from.File >= 0 {
+		// Another object's is a stranger that got the file's address since.
+		if from.File >= 0 && s.Files[from.File].Object == from.Object {
 			to.file = number[from.File]
 		}
 		r.sleepers[*at] = to
