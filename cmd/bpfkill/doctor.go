@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -55,6 +56,10 @@ func (d *doctor) examine(ctx context.Context) {
 	missing := surroundings()
 	if missing == nil {
 		missing = loader.Prepare()
+	}
+	// A user namespace, say, or a limit of locked memory.
+	if missing != nil && !slices.ContainsFunc(d.Features, func(f report.Feature) bool { return f.Needed && f.Answer != report.Yes }) {
+		d.add(report.Feature{Name: "programs can be loaded", Needed: true}, "", missing)
 	}
 	for _, t := range []struct {
 		name, since string

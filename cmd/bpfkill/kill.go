@@ -71,7 +71,13 @@ func (s *session) run(ctx context.Context, stdout io.Writer) (err error) {
 			fmt.Fprintln(s.stderr, "bpfkill: warning: unload:", cerr)
 		}
 	}()
+	if err := interrupted(ctx); err != nil {
+		return err
+	}
 	if err := s.makePlan(); err != nil {
+		return err
+	}
+	if err := interrupted(ctx); err != nil {
 		return err
 	}
 	if err := s.chooseEngine(batch == nil); err != nil {
@@ -98,6 +104,13 @@ func (s *session) run(ctx context.Context, stdout io.Writer) (err error) {
 	}
 	if status != exitGone {
 		return &exitError{status, nil}
+	}
+	return nil
+}
+
+func interrupted(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return errors.New("interrupted, nothing was signalled")
 	}
 	return nil
 }

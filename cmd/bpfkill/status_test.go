@@ -121,6 +121,26 @@ func TestDryRunOfTooMany(t *testing.T) {
 	unharmed(t, s)
 }
 
+// A plan takes seconds on a machine in distress, and ends when it is told to.
+func TestInterruptedWhileItPlans(t *testing.T) {
+	nstest.Require(t)
+	s := stage(t, "smtp", 2)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, args := range [][]string{{"--dry-run"}, nil} {
+		o, err := parseOptions(append([]string{"--target", storm.Target}, args...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var stdout, stderr bytes.Buffer
+		err = kill(ctx, o, &stdout, &stderr)
+		if status := exitStatus(err, &stderr); status != exitFatal || stdout.Len() > 0 || !strings.Contains(stderr.String(), "interrupted") {
+			t.Errorf("%v: exit status %d, stdout %q, stderr %q", args, status, stdout.String(), stderr.String())
+		}
+	}
+	unharmed(t, s)
+}
+
 // An exit status that is not 0 always has its line.
 func TestUnseenForksAreSaid(t *testing.T) {
 	for _, lost := range []uint64{0, 3} {

@@ -40,14 +40,16 @@ func TestProcOfAnotherNamespace(t *testing.T) {
 // that counts.
 func TestInAUserNamespace(t *testing.T) {
 	nstest.Require(t)
-	cmd := toolCommand(t, "--target", "nobody")
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER,
-		UidMappings: []syscall.SysProcIDMap{{Size: 1}}, GidMappings: []syscall.SysProcIDMap{{Size: 1}},
-	}
-	o := runTool(t, cmd)
-	if o.status != exitFatal || !strings.Contains(o.stderr, "user namespace") {
-		t.Errorf("exit status %d, stderr %q", o.status, o.stderr)
+	for _, args := range [][]string{{"--target", "nobody"}, {"doctor"}} {
+		cmd := toolCommand(t, args...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{
+			Cloneflags:  syscall.CLONE_NEWUSER,
+			UidMappings: []syscall.SysProcIDMap{{Size: 1}}, GidMappings: []syscall.SysProcIDMap{{Size: 1}},
+		}
+		o := runTool(t, cmd)
+		if o.status != exitFatal || !strings.Contains(o.stderr+o.stdout, "user namespace") {
+			t.Errorf("%v: exit status %d, stderr %q, stdout %q", args, o.status, o.stderr, o.stdout)
+		}
 	}
 }
 

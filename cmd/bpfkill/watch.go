@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"time"
 
@@ -30,10 +31,16 @@ type watchRun struct {
 	pids     map[waitgraph.KernelIdentity]int32 // of those there are now
 	before   map[waitgraph.KernelIdentity]int32 // of those there were an interval ago
 	complete bool                               // every process of the machine is visible
-	cmdlines map[waitgraph.Identity]string
+	cmdlines map[image]string
 	counted  map[pair]uint64
 	begin    time.Time
 	last     time.Time
+}
+
+// image is what a process runs, as far as its name tells.
+type image struct {
+	waitgraph.Identity
+	comm string
 }
 
 // pair is whose wakes are counted together.
@@ -45,6 +52,8 @@ type pair struct {
 func watch(ctx context.Context, o *watchOptions, stdout, stderr io.Writer) error {
 	ctx, stop := endOnSignals(ctx)
 	defer stop()
+	// A second signal ends a watch whose reader has stalled: nothing is to be undone.
+	context.AfterFunc(ctx, stop)
 	for _, w := range o.selector.Warnings() {
 		fmt.Fprintln(stderr, "bpfkill: warning:", w)
 	}
@@ -128,7 +137,7 @@ func (r *watchRun) selectProcesses() (int, error) {
 		}
 	}
 	targets, excluded, err := r.selector.Select(procs, target.Self{
-		PID: self, NowNS: bootTimeNS(), Cmdline: r.cmdline(procs), Cgroups: cgroup2.IDs,
+		PID: self, NowNS: bootTimeNS(), Cmdline: r.cmdline(procs), Cgroups: r.cgroupIDs,
 	})
 	if err != nil {
 		return 0, err
@@ -146,6 +155,16 @@ func (r *watchRun) selectProcesses() (int, error) {
 	return len(selected), r.watcher.Watch(selected)
 }
 
+// cgroupIDs are none while a cgroup that was there at the beginning is gone, as it is
+// while its service restarts.
+func (r *watchRun) cgroupIDs(path string) ([]uint64, error) {
+	ids, err := cgroup2.IDs(path)
+	if errors.Is(err, fs.ErrNotExist) && !r.begin.IsZero() {
+		return nil, nil
+	}
+	return ids, err
+}
+
 // pid is the number of a process, dead or alive, 0 where that cannot be told.
 func (r *watchRun) pid(k waitgraph.KernelIdentity) int32 {
 	for _, pids := range []map[waitgraph.KernelIdentity]int32{r.pids, r.before} {
@@ -159,12 +178,13 @@ func (r *watchRun) pid(k waitgraph.KernelIdentity) int32 {
 	return 0
 }
 
-// cmdline reads each command line once: it pages its process in.
+// cmdline reads each command line once: it pages its process in. An exec shows by another
+// name.
 func (r *watchRun) cmdline(procs []waitgraph.Process) func(pid int32) string {
-	known := make(map[waitgraph.Identity]string, len(r.cmdlines))
-	ids := make(map[int32]waitgraph.Identity, len(procs))
+	known := make(map[image]string, len(r.cmdlines))
+	ids := make(map[int32]image, len(procs))
 	for i := range procs {
-		id := procs[i].Identity
+		id := image{procs[i].Identity, procs[i].Comm}
 		ids[id.PID] = id
 		if line, ok := r.cmdlines[id]; ok {
 			known[id] = line

@@ -1,7 +1,6 @@
 package report
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -40,10 +39,7 @@ func WriteDoctor(out io.Writer, d *Doctor, format Format) error {
 	if format == FormatJSON {
 		whole := *d
 		whole.Version, whole.Features = SchemaVersion, nonNil(d.Features)
-		enc := json.NewEncoder(out)
-		enc.SetEscapeHTML(false)
-		enc.SetIndent("", "  ")
-		return enc.Encode(&whole)
+		return encode(out, &whole, "  ")
 	}
 	_, err := io.WriteString(out, d.text())
 	return err

@@ -5,8 +5,11 @@
 package report
 
 import (
+	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
+	"strings"
 
 	"github.com/bpfkill/bpfkill/internal/plan"
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
@@ -225,11 +228,32 @@ func WriteJSON(w io.Writer, r *Report) error {
 		result.Window.Reap.LeftOut = nonNil(result.Window.Reap.LeftOut)
 		out.Result = &result
 	}
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
-	enc.SetIndent("", "  ")
-	return enc.Encode(&out)
+	return encode(w, &out, "  ")
 }
+
+// encode writes v as one JSON object and a newline. Control characters are escaped as
+// JSON has it, and those beyond ASCII as well: names are chosen by processes, and some
+// terminals obey them.
+func encode(w io.Writer, v any, indent string) error {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	enc.SetIndent("", indent)
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	_, err := controls.WriteString(w, b.String())
+	return err
+}
+
+// controls replaces DEL and the C1 control characters, which are in strings only.
+var controls = func() *strings.Replacer {
+	var pairs []string
+	for r := rune(0x7f); r <= 0x9f; r++ {
+		pairs = append(pairs, string(r), fmt.Sprintf("\\u%04x", r))
+	}
+	return strings.NewReplacer(pairs...)
+}()
 
 func nonNil[T any](s []T) []T {
 	if s == nil {

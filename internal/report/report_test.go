@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -202,5 +203,23 @@ func TestRuns(t *testing.T) {
 		if got := strings.Join(runs(processes), ", "); got != want {
 			t.Errorf("%s: %q, want %q", names, got, want)
 		}
+	}
+}
+
+// TestJSONIsSafeOnATerminal: names are chosen by processes.
+func TestJSONIsSafeOnATerminal(t *testing.T) {
+	const name = "a\x1b[2J\u009b2J\x7f\u00e9"
+	var b bytes.Buffer
+	if err := WriteJSON(&b, &Report{Plan: Plan{Processes: []Process{{Comm: name}}}}); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range b.String() {
+		if r != '\n' && !unicode.IsPrint(r) {
+			t.Errorf("%U in %q", r, b.String())
+		}
+	}
+	var back Report
+	if err := json.Unmarshal(b.Bytes(), &back); err != nil || back.Plan.Processes[0].Comm != name {
+		t.Errorf("%v, %q, want %q", err, back.Plan.Processes[0].Comm, name)
 	}
 }

@@ -2,7 +2,6 @@ package report
 
 import (
 	"cmp"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -43,9 +42,7 @@ func WriteWatchJSON(out io.Writer, w *Watch) error {
 	line.Wakes = slices.DeleteFunc(slices.Clone(w.Wakes), func(c Contact) bool { return c.Count == 0 })
 	line.Wakes = nonNil(line.Wakes)
 	sortContacts(line.Wakes)
-	enc := json.NewEncoder(out)
-	enc.SetEscapeHTML(false)
-	return enc.Encode(&line)
+	return encode(out, &line, "")
 }
 
 func sortContacts(contacts []Contact) {

@@ -26,7 +26,7 @@ func Cmdline(pid int32) string {
 func LookupUser(name string) (uint32, error) {
 	u, err := user.Lookup(name)
 	if err != nil {
-		return 0, errors.New("no such user")
+		return 0, errors.New("no such user in /etc/passwd: of others give the number")
 	}
 	uid, err := strconv.ParseUint(u.Uid, 10, 32)
 	if err != nil {

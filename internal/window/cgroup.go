@@ -81,7 +81,7 @@ func (r *run) checkPopulation() error {
 	}
 	for i := range r.victims {
 		if p, ok := alive[r.victims[i].KernelIdentity()]; ok && inside[p.PID] == "" {
-			return fmt.Errorf("the cgroup engine cannot be used: %q, process %d of the kill set, is not in %s", p.Comm, p.PID, dir)
+			return fmt.Errorf("the cgroup engine cannot be used: %q, process %d of the kill set, is not in %q", p.Comm, p.PID, dir)
 		}
 		delete(alive, r.victims[i].KernelIdentity())
 	}
