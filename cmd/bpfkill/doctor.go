@@ -55,11 +55,9 @@ func (d *doctor) examine(ctx context.Context) {
 	d.add(report.Feature{Name: "open files", Needed: true}, "", window.RaiseFileLimit())
 	missing := surroundings()
 	if missing == nil {
-		missing = loader.Prepare()
-	}
-	// A user namespace, say, or a limit of locked memory.
-	if missing != nil && !slices.ContainsFunc(d.Features, func(f report.Feature) bool { return f.Needed && f.Answer != report.Yes }) {
-		d.add(report.Feature{Name: "programs can be loaded", Needed: true}, "", missing)
+		if missing = loader.Prepare(); missing != nil {
+			d.add(report.Feature{Name: "programs can be loaded", Needed: true}, "", missing)
+		}
 	}
 	for _, t := range []struct {
 		name, since string
@@ -123,6 +121,10 @@ func (d *doctor) capabilities() {
 			f.Answer = report.Yes
 		}
 		d.Features = append(d.Features, f)
+	}
+	lacks := func(c loader.Capability) bool { return c.Needed && !c.Held }
+	if err := loader.CheckCapabilities(); err != nil && !slices.ContainsFunc(all, lacks) {
+		d.add(report.Feature{Name: "capabilities that count", Needed: true}, "", err)
 	}
 }
 
