@@ -88,6 +88,11 @@ func TestWhatTheDyingTakeAlong(t *testing.T) {
 		if got := say(p); got != test.want {
 			t.Errorf("%s: bystanders %s, want %s", test.name, got, test.want)
 		}
+		for _, b := range p.Bystanders {
+			if b.Dies != (b.Waiter == 1) {
+				t.Errorf("%s: %+v, and process 1 dies", test.name, b)
+			}
+		}
 		var order []int32
 		for _, m := range p.Order {
 			order = append(order, m.Process)

@@ -56,6 +56,7 @@ func (k *killSet) describe(p *Plan) {
 			if wakes, indirect := turns.wakes(w, s); wakes {
 				p.Bystanders = append(p.Bystanders, Bystander{
 					Wait{w, s}, k.g.Processes[w].SwapBytes, indirect || state&follows != 0 || k.g.Sources[s].Relayed,
+					k.g.Sources[s].Deadly,
 				})
 				woken = true
 			}

@@ -66,6 +66,8 @@ type Bystander struct {
 	// Indirect is set where not the kill set wakes it, but somebody whom that
 	// wakes or, by a signal, ends.
 	Indirect bool
+	// Dies is set where what wakes it is a signal that ends it.
+	Dies bool
 }
 
 // Predicted are the figures that follow from the graph alone.

@@ -77,6 +77,9 @@ type Bystander struct {
 	Action    string `json:"action"` // "wake" or "park"
 	// Indirect: not the kill set wakes it, but somebody whom that wakes or ends.
 	Indirect bool `json:"indirect"`
+	// Dies: what wakes it is a signal that ends it. It is not bpfkill's, so nothing
+	// protects from it.
+	Dies bool `json:"dies"`
 
 	holders []int32
 }
@@ -146,7 +149,7 @@ func NewPlan(g *waitgraph.Graph, p *plan.Plan, action string) Plan {
 		w := n.wait(b.Wait)
 		out.Bystanders = append(out.Bystanders, Bystander{
 			PID: w.Waiter, Comm: g.Processes[b.Waiter].Comm, Channel: w.Channel, Source: w.Source,
-			SwapBytes: b.SwapBytes, Action: action, Indirect: b.Indirect, holders: n.holdersOf(b.Source),
+			SwapBytes: b.SwapBytes, Action: action, Indirect: b.Indirect, Dies: b.Dies, holders: n.holdersOf(b.Source),
 		})
 	}
 	for _, w := range p.Exposed {

@@ -11,6 +11,7 @@ func (t *text) warnings() {
 	if r := t.r.Result; r != nil {
 		t.resultWarnings(r)
 	}
+	t.dragged()
 	t.exposed()
 	t.unaccounted()
 	t.incomplete()
@@ -41,6 +42,20 @@ func (t *text) resultWarnings(r *Result) {
 	if r.LostEvents > 0 {
 		t.warnf("%s lost: wakes, returns and exits may be more than the report says",
 			count(r.LostEvents, "measurement was", "measurements were"))
+	}
+}
+
+// dragged names those that the kill set's deaths end by a signal of the kernel's.
+func (t *text) dragged() {
+	var b byChannel
+	for _, w := range t.plan.Bystanders {
+		if w.Dies {
+			b.add(w.PID, w.Comm, channelLabel(w.Channel))
+		}
+	}
+	if n := len(b.order); n > 0 {
+		t.warnf("%s outside the kill set, which --protect does not keep from it, by a signal that comes with these deaths (predicted): %s",
+			count(n, "process dies", "processes die"), capped(b.names(), t.limit(maxNames), ", "))
 	}
 }
 
