@@ -70,7 +70,6 @@ func wentWrong() *Report {
 	p.Unaccounted = []int32{4}
 	r.Plan = NewPlan(g, p, "wake")
 	r.Plan.Incomplete = Incomplete{Queues: 1, Records: 7, Callbacks: 2}
-	r.Plan.Bystanders = append(r.Plan.Bystanders, Bystander{PID: 901, Comm: "vim", Channel: "pty", Source: "exit of 811", Dies: true})
 	r.Result = &Result{
 		Signalled: 5, Gone: 4, WindowNS: 31_000, Rounds: 2, Tripped: 1, EarlyWakes: 1, UserReturns: 1, Inherited: 2,
 		Survivors: []Survivor{{PID: 815, Comm: "smtpserver", State: "D"}},

@@ -125,7 +125,7 @@ func TestJSONHasEveryFieldAndNoNull(t *testing.T) {
 	first := func(list string) any { return plan[list].([]any)[0] }
 	requireKeys(t, "processes", first("processes"), "order", "pid", "start_ns", "comm", "role", "because", "rss_bytes", "swap_bytes")
 	requireKeys(t, "conditions", first("conditions"), "waiter", "channel", "source", "holders", "fires")
-	requireKeys(t, "bystanders", first("bystanders"), "pid", "comm", "channel", "source", "swap_bytes", "action", "indirect")
+	requireKeys(t, "bystanders", first("bystanders"), "pid", "comm", "channel", "source", "swap_bytes", "action", "indirect", "dies")
 	requireKeys(t, "incomplete", plan["incomplete"], "queues", "raced", "records", "callbacks")
 	requireKeys(t, "predicted", plan["predicted"], "wakes_if_killed_naively", "swap_in_bytes_if_killed_naively", "wakes")
 }
@@ -221,5 +221,15 @@ func TestJSONIsSafeOnATerminal(t *testing.T) {
 	var back Report
 	if err := json.Unmarshal(b.Bytes(), &back); err != nil || back.Plan.Processes[0].Comm != name {
 		t.Errorf("%v, %q, want %q", err, back.Plan.Processes[0].Comm, name)
+	}
+}
+
+// TestWhoDiesIsNamed: --protect does not keep the kernel's signals from anybody.
+func TestWhoDiesIsNamed(t *testing.T) {
+	r := incidentReport(2)
+	r.Plan.Bystanders = append(r.Plan.Bystanders, Bystander{PID: 901, Comm: "vim", Channel: "pty", Source: "exit of 811", Dies: true})
+	text := string(render(t, r, FormatText, false))
+	if want := "warning: 1 process dies outside the kill set"; !strings.Contains(text, want) || !strings.Contains(text, "vim (terminal)") {
+		t.Errorf("%s\nwant %q, and vim", text, want)
 	}
 }
