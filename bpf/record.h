@@ -135,7 +135,8 @@ struct sleeper_record {
 	__u32 events; /* EPOLL* that end the wait; plain: 0 */
 	__u8 via;
 	__u8 exclusive;
-	__u8 pad[6];
+	__u8 keeps; /* VIA_CHILD*: does not reap whom it waits for */
+	__u8 pad[5];
 	char comm[COMM_LEN]; /* for those outside the reader's namespace */
 };
 

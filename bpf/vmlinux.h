@@ -217,6 +217,7 @@ struct pid { /* numbers[level] is the pid in the process's own namespace */
 
 struct wait_opts { /* a sleeper in wait4 or waitid, and what for */
 	enum pid_type wo_type;
+	int wo_flags;
 	struct pid *wo_pid;
 	wait_queue_entry_t child_wait;
 };

@@ -218,11 +218,16 @@ static __always_inline bool emit_relay(struct sleeper_record *r, struct wait_que
 	return true;
 }
 
+/* include/uapi/linux/wait.h; wait4 sets WEXITED itself. */
+#define WEXITED 4
+#define WNOWAIT 0x01000000
+
 static __always_inline void child_waiter(struct sleeper_record *r, struct wait_queue_entry *entry)
 {
 	struct wait_opts *wo = (void *)entry - bpf_core_field_offset(struct wait_opts, child_wait);
 	__u32 type = BPF_CORE_READ(wo, wo_type);
 
+	r->keeps = (BPF_CORE_READ(wo, wo_flags) & (WEXITED | WNOWAIT)) != WEXITED;
 	if (type == PIDTYPE_MAX) {
 		r->via = VIA_CHILD;
 		return;

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/bpfkill/bpfkill/internal/affinity"
+	"github.com/bpfkill/bpfkill/internal/nstest"
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
 
@@ -511,4 +512,39 @@ func sleepOn() error {
 	fmt.Println("ready")
 	_, err := unix.Ppoll(nil, nil, nil)
 	return err
+}
+
+// TestWhoReaps: of those who wait for a child.
+func TestWhoReaps(t *testing.T) {
+	nstest.Require(t)
+	for _, test := range []struct {
+		name  string
+		flags uintptr
+		keeps bool
+	}{
+		{"to reap it", unix.WEXITED, false},
+		{"to look at it", unix.WEXITED | unix.WNOWAIT, true},
+		{"for it to stop", unix.WSTOPPED, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			child := start(t, "idle", nil)
+			child.says(t)
+			sleepIn(t, unix.SYS_WAITID, unix.P_PID, uintptr(child.PID), 0, test.flags, 0)
+			t.Cleanup(func() { // no signal ends the wait
+				child.Process.Kill()
+				child.Wait()
+			})
+			v := take(t)
+			at, self := v.pids[child.PID], v.pids[os.Getpid()]
+			var found []waitgraph.ChildWait
+			for _, w := range v.ChildWaits {
+				if w.Process == self && w.Child == at {
+					found = append(found, w)
+				}
+			}
+			if len(found) != 1 || found[0].Keeps != test.keeps {
+				t.Errorf("%+v, want one with keeps %v", found, test.keeps)
+			}
+		})
+	}
 }

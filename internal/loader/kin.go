@@ -133,7 +133,7 @@ func (b *snapshotBuilder) addChildWait(r *snapshotSleeperRecord) {
 	if !ok {
 		return
 	}
-	w := waitgraph.ChildWait{Process: parent, Child: -1}
+	w := waitgraph.ChildWait{Process: parent, Child: -1, Keeps: r.Keeps != 0}
 	switch r.Via {
 	case viaChildPID:
 		if w.Child, ok = b.kin.pid[r.LinkId]; !ok {

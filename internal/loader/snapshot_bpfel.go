@@ -100,7 +100,8 @@ type snapshotSleeperRecord struct {
 	Events    uint32
 	Via       uint8
 	Exclusive uint8
-	Pad       [6]uint8
+	Keeps     uint8
+	Pad       [5]uint8
 	Comm      [16]int8
 }
 

@@ -167,7 +167,7 @@ func (e *exits) notify(p int32) {
 		e.source(ChannelChild, holders, e.told(k.Tracer, p))
 		// Who waits for it reaps it, and that tells the parent (wait_task_zombie); else
 		// the end of the tracer does.
-		if reaped = e.waitsFor(k.Tracer, p); !reaped {
+		if reaped = e.reaps(k.Tracer, p); !reaped {
 			holders = append(holders, k.Tracer)
 		}
 	}
@@ -317,9 +317,16 @@ func (e *exits) wakenBy(parent, child int32, signalled bool) []int32 {
 // waitsFor reports whether somebody sleeps in wait4 or waitid of parent's whom
 // news of child wakes.
 func (e *exits) waitsFor(parent, child int32) bool {
-	return slices.ContainsFunc(e.queued[parent], func(w ChildWait) bool {
-		return (w.Child < 0 || w.Child == child) && (w.PGID == 0 || w.PGID == e.processes[child].PGID)
-	})
+	return slices.ContainsFunc(e.queued[parent], func(w ChildWait) bool { return e.isFor(&w, child) })
+}
+
+// reaps reports whether one of them reaps it as well.
+func (e *exits) reaps(parent, child int32) bool {
+	return slices.ContainsFunc(e.queued[parent], func(w ChildWait) bool { return e.isFor(&w, child) && !w.Keeps })
+}
+
+func (e *exits) isFor(w *ChildWait, child int32) bool {
+	return (w.Child < 0 || w.Child == child) && (w.PGID == 0 || w.PGID == e.processes[child].PGID)
 }
 
 // visible reports whether p can be killed at all, as far as its namespace goes.

@@ -115,6 +115,11 @@ func TestExits(t *testing.T) {
 			catches(s, 1, sigCHLD)
 			waitsFor(s, ChildWait{Process: 0, Child: 2})
 		}, []string{"child: [1 2] -> [0]", "child: [2] -> [0]", "child: [2] -> [1], relayed"}},
+		{"the tracer looks, and does not reap", func(s *Snapshot) {
+			s.Kin[2].Tracer = 0
+			catches(s, 1, sigCHLD)
+			waitsFor(s, ChildWait{Process: 0, Child: 2, Keeps: true})
+		}, []string{"child: [0 2] -> [1]", "child: [2] -> [0]"}},
 		{"a tracer that does not care for stops is told of an exit", func(s *Snapshot) {
 			s.Kin[2].Tracer = 0
 			catches(s, 0, sigCHLD)

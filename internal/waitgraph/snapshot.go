@@ -296,6 +296,8 @@ type ChildWait struct {
 	// Child and PGID narrow the wait to one process or one process group; -1
 	// and 0 for any child.
 	Child, PGID int32
+	// Keeps is set where it does not reap: WNOWAIT, or without WEXITED.
+	Keeps bool
 }
 
 // Incomplete counts what a snapshot could not read. The zero value means that
