@@ -193,6 +193,7 @@ func (s *session) measure(out *window.Outcome, before vmCounters) error {
 	if err != nil {
 		return err
 	}
+	obs.Lost.Forks -= min(obs.Lost.Forks, s.forksBefore)
 	after, err := readVMCounters()
 	if err != nil {
 		return err

@@ -59,7 +59,7 @@ func idsBelow(mount, path string) ([]uint64, error) {
 	}
 	// "/", but also "." and "/$UNSET".
 	if root == mount {
-		return nil, fmt.Errorf("%q is the root of all cgroups, and so every process: name one below it", path)
+		return nil, fmt.Errorf("%q is the top of all cgroups here, and so every process: name one below it", path)
 	}
 	switch info, err := os.Stat(root); {
 	case err != nil:

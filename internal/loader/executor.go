@@ -303,7 +303,8 @@ func (e *Executor) forks() (map[int32]executeForked, error) {
 // it is not zero, only a fresh look at all processes shows who is left.
 func (e *Executor) LostForks() (n uint64, err error) {
 	missed, err := missedRuns(e.coll, executeProgTrackFork)
-	return e.words.load(executeVarLostForks) + missed, err
+	copies := uint64(len(copiesOf(e.coll, executeProgTrackFork))) // each of which counts
+	return (e.words.load(executeVarLostForks)+copies-1)/copies + missed, err
 }
 
 func (e *Executor) doomed() (map[int32]executeDoomed, error) {

@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/bpfkill/bpfkill/internal/cgroup2"
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
@@ -70,7 +72,8 @@ func (r *run) checkPopulation() error {
 	if err != nil {
 		return fmt.Errorf("the cgroup engine cannot be used: %w", err)
 	}
-	// In this order: whoever is inside and was forked since is known to have been.
+	// In this order: of whoever is inside and was forked since that is known, but for a
+	// moment in the middle of its fork.
 	alive, err := r.alive()
 	if err != nil {
 		return err
@@ -86,11 +89,16 @@ func (r *run) checkPopulation() error {
 		delete(alive, r.victims[i].KernelIdentity())
 	}
 	for _, k := range children {
+		p, ok := alive[k]
+		// cgroup.kill asks nobody, and spares nobody.
+		if !ok || p.NamespaceInit || errors.Is(unix.Kill(int(p.PID), 0), unix.EPERM) {
+			continue
+		}
 		delete(alive, k)
 	}
 	for _, p := range alive {
 		if path := inside[p.PID]; path != "" {
-			return fmt.Errorf("the cgroup engine cannot be used: %q, process %d in %q, is not in the kill set: cgroup.kill would kill it too",
+			return fmt.Errorf("the cgroup engine cannot be used: %q, process %d in %q, is not in the kill set, or must not be signalled: cgroup.kill would kill it too",
 				p.Comm, p.PID, path)
 		}
 	}

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/bpfkill/bpfkill/internal/cgroup2"
 	"github.com/bpfkill/bpfkill/internal/loader"
 	"github.com/bpfkill/bpfkill/internal/nstest"
@@ -87,8 +89,8 @@ func startShell(t *testing.T, script string) (pid int, in io.Writer) {
 // TestCgroupEngine kills the population of a subtree, its children included, or
 // nobody: where somebody else is there, from the start or at the last moment.
 func TestCgroupEngine(t *testing.T) {
-	const none, early, late, child = "nobody else", "a stranger", "a latecomer", "a child"
-	for _, other := range []string{none, early, late, child} {
+	const none, early, late, child, init = "nobody else", "a stranger", "a latecomer", "a child", "a child that is an init"
+	for _, other := range []string{none, early, late, child, init} {
 		t.Run(other, func(t *testing.T) {
 			top := testCgroup(t, "")
 			below := testCgroup(t, top)
@@ -101,7 +103,11 @@ func TestCgroupEngine(t *testing.T) {
 			if other == early {
 				moveInto(t, below, stranger.Process.Pid)
 			}
-			forker, order := startShell(t, "read line; sleep 1000 & read line")
+			fork := "sleep 1000"
+			if other == init {
+				fork = "unshare -fp sleep 1000"
+			}
+			forker, order := startShell(t, "read line; "+fork+" & read line")
 			moveInto(t, below, forker)
 			all := processes(t, k)
 			victims := append(membersOf(t, s, all), byPID(all, forker)...)
@@ -129,6 +135,13 @@ func TestCgroupEngine(t *testing.T) {
 						must(t, err)
 						return len(pids) == len(victims)/2+2
 					})
+				case init: // and the unshare that waits for it
+					fmt.Fprintln(order)
+					eventually(t, "it has a child that is an init", func() bool {
+						pids, err := cgroupProcs(below)
+						must(t, err)
+						return len(pids) == len(victims)/2+3
+					})
 				}
 			}}, victims, o)
 			alive, aliveErr := s.Alive()
@@ -136,7 +149,14 @@ func TestCgroupEngine(t *testing.T) {
 			if dead(stranger.Process.Pid) {
 				t.Error("the stranger is dead")
 			}
-			if other == early || other == late {
+			if other == early || other == late || other == init {
+				defer func() { // those whom the shell has started
+					pids, err := cgroupProcs(below)
+					must(t, err)
+					for _, pid := range pids {
+						unix.Kill(int(pid), unix.SIGKILL)
+					}
+				}()
 				if out != nil || err == nil || !strings.Contains(err.Error(), "not in the kill set") || len(alive) != len(s.Processes()) {
 					t.Errorf("%+v, %v, %d alive; want an error and nobody killed", out, err, len(alive))
 				}
