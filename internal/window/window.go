@@ -324,9 +324,8 @@ func interrupted(ctx context.Context) error {
 	return nil
 }
 
-// callOff leaves the corral to the guardian, as if the killer had died: it waits for the
-// children that are being forked, too. Whom it did not know to be one the kernel side
-// knows. Nobody was signalled, all of them live on.
+// callOff leaves the corral to the guardian, as if the killer had died: it finds the
+// children that are being forked, too. Nobody was signalled, all of them live on.
 func (r *run) callOff(s *stance) error {
 	if r.corral == nil {
 		return nil
@@ -335,9 +334,8 @@ func (r *run) callOff(s *stance) error {
 	s.demote()
 	err := r.guardian.takeOver()
 	if err != nil {
-		err = errors.Join(err, r.corral.open())
+		err = errors.Join(err, r.corral.open(), r.corral.stragglers())
 	}
-	err = errors.Join(err, r.corral.stragglers())
 	affinity.Apply(0, &r.corral.own)
 	return err
 }
