@@ -143,6 +143,17 @@ func TestDoomIsInherited(t *testing.T) {
 			got, err := e.Inherit(func(waitgraph.KernelIdentity) bool { return test.known })
 			must(t, err)
 			v := take(t)
+			// A process is to be seen before its fork is written down: its parent may be
+			// preempted in between, and it runs only afterwards.
+			recorded := func() bool {
+				got, err = e.Inherit(func(waitgraph.KernelIdentity) bool { return test.known })
+				must(t, err)
+				last := v.process(t, grandchild)
+				return slices.Contains(got, last.KernelIdentity())
+			}
+			if !test.known && !recorded() {
+				eventually(t, "the grandchild's fork is recorded", recorded)
+			}
 			for _, pid := range []int{child, grandchild} {
 				p := v.process(t, pid)
 				if in := slices.Contains(got, p.KernelIdentity()); in == test.known {
