@@ -154,11 +154,7 @@ func (s *Selector) compileNames(o Options) error {
 		if p.match("") {
 			return usagef(`invalid argument %q for --target: it matches the empty text, and so every process; use "." to mean that`, expr)
 		}
-		if p.longest > CommLen && !o.Full {
-			what := "it"
-			if p.minLen <= CommLen {
-				what = "an alternative of it"
-			}
+		if what := p.impossible(); what != "" && !o.Full {
 			s.warnings = append(s.warnings, fmt.Sprintf("--target %q needs more than %d characters, and process names have no more: %s matches nothing; --full matches against the whole command line", expr, CommLen, what))
 		}
 		s.names = append(s.names, p)
@@ -179,11 +175,7 @@ func (s *Selector) compileNames(o Options) error {
 		}
 		// A target pattern that matches nothing is harmless. A protection that
 		// matches nothing is not.
-		if p.longest > CommLen {
-			what := "it"
-			if p.minLen <= CommLen {
-				what = "an alternative of it"
-			}
+		if what := p.impossible(); what != "" {
 			return usagef("invalid argument %q for --protect: process names have at most %d characters, so %s protects nothing", expr, CommLen, what)
 		}
 		s.protect = append(s.protect, p)

@@ -45,6 +45,18 @@ func compilePattern(expr string, exact bool) (pattern, error) {
 	return pattern{re, shortest(tree, false), shortest(tree, true)}, nil
 }
 
+// impossible says what of the pattern matches no process name, for that is longer than
+// names are: "" for nothing.
+func (p pattern) impossible() string {
+	switch {
+	case p.minLen > CommLen:
+		return "it"
+	case p.longest > CommLen:
+		return "an alternative of it"
+	}
+	return ""
+}
+
 func (p pattern) match(s string) bool { return p.re.MatchString(s) }
 
 // shortest is the length in bytes of the shortest text that re can match; where
