@@ -74,19 +74,11 @@ func (s *session) execute(ctx context.Context) (status int, err error) {
 	if s.quiet {
 		s.nameThoseLeft(out)
 	}
-	lost, err := s.unrecordedForks()
+	lost, err := s.tools.executor.LostForks()
 	if err != nil {
 		s.warn(err.Error())
 	}
-	return max(status, s.unseenForks(lost-min(lost, s.forksBefore))), nil
-}
-
-// unrecordedForks counts those that the fork tracker did not record so far.
-func (s *session) unrecordedForks() (uint64, error) {
-	if s.tools.executor == nil { // nobody is to be killed
-		return 0, nil
-	}
-	return s.tools.executor.LostForks()
+	return max(status, s.unseenForks(lost)), nil
 }
 
 // identified are the processes that the plan has judged. Of those without a pid the
@@ -193,7 +185,6 @@ func (s *session) measure(out *window.Outcome, before vmCounters) error {
 	if err != nil {
 		return err
 	}
-	obs.Lost.Forks -= min(obs.Lost.Forks, s.forksBefore)
 	after, err := readVMCounters()
 	if err != nil {
 		return err

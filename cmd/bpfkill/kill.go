@@ -32,8 +32,6 @@ type session struct {
 	report report.Report
 	engine window.Engine
 	cgroup string // cgroup.kill file of the cgroup engine
-
-	forksBefore uint64 // that were not recorded before the snapshot, which shows their children
 }
 
 func kill(ctx context.Context, o *options, stdout, stderr io.Writer) error {
@@ -215,8 +213,10 @@ func (t *tools) close() error {
 
 // makePlan takes the snapshot, selects, and plans.
 func (s *session) makePlan() (err error) {
-	if s.forksBefore, err = s.unrecordedForks(); err != nil {
-		return err
+	if s.tools.executor != nil {
+		if err := s.tools.executor.ForgiveForks(); err != nil {
+			return err
+		}
 	}
 	if s.snap, err = s.tools.snapshotter.Take(); err != nil {
 		return err

@@ -29,6 +29,8 @@ type Executor struct {
 	batch   *batchCall
 	words   *words
 
+	forgiven uint64 // of LostForks
+
 	filtersTasks bool // see readMappings
 }
 
@@ -298,10 +300,22 @@ func (e *Executor) forks() (map[int32]executeForked, error) {
 	return m, nil
 }
 
+// ForgiveForks has LostForks begin anew. Call it before a snapshot is taken, which shows
+// whoever was born till then.
+func (e *Executor) ForgiveForks() (err error) {
+	e.forgiven, err = e.unrecordedForks()
+	return err
+}
+
 // LostForks counts forks that were not recorded: those that found no space, and, since
 // v5.12 and at most so many, those for which the kernel passed the tracker over. Where
 // it is not zero, only a fresh look at all processes shows who is left.
 func (e *Executor) LostForks() (n uint64, err error) {
+	n, err = e.unrecordedForks()
+	return n - min(n, e.forgiven), err
+}
+
+func (e *Executor) unrecordedForks() (n uint64, err error) {
 	missed, err := missedRuns(e.coll, executeProgTrackFork)
 	copies := uint64(len(copiesOf(e.coll, executeProgTrackFork))) // each of which counts
 	return (e.words.load(executeVarLostForks)+copies-1)/copies + missed, err
