@@ -34,17 +34,18 @@ func suspects(v protocol.Verdict, programs []protocol.Program) []protocol.Progra
 		if o.Status == "" {
 			continue
 		}
-		var tests, whole []string
+		var tests []string
+		runs := 0 // that failed
 		for _, name := range o.Failures {
 			top, _, _ := strings.Cut(name, "/")
 			if !slices.Contains(tests, top) {
 				tests = append(tests, top)
 			}
 			if name == top {
-				whole = append(whole, top)
+				runs++
 			}
 		}
-		if len(whole) > len(tests) { // of several runs, one of them failed more than once
+		if runs > len(tests) { // of several runs, one of them failed more than once
 			return nil
 		}
 		failed += len(tests)

@@ -293,45 +293,36 @@ func untilEOF() error {
 	return err
 }
 
-// sharedTable clones a process that shares the descriptor table, and lives on
-// beside it.
-func sharedTable() error {
+// withClone clones a process with one thread, which sleeps in a system call and dies
+// with this one, and lives on beside it. change is what this one does then.
+func withClone(flags uintptr, change func() error, number, arg1, arg2, arg3 uintptr) error {
 	runtime.LockOSThread()
-	pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, unix.CLONE_FILES|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, flags|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
 	if errno != 0 {
 		return errno
 	}
 	if pid == 0 {
 		unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0, 0)
 		for {
-			unix.RawSyscall6(unix.SYS_PPOLL, 0, 0, 0, 0, 0, 0)
+			unix.RawSyscall6(number, arg1, arg2, arg3, 0, 0, 0)
 		}
+	}
+	if err := change(); err != nil {
+		return err
 	}
 	fmt.Println(pid)
 	_, err := io.Copy(io.Discard, os.Stdin)
 	return err
 }
 
-// loneReader clones a process with one thread, which sleeps in a read of descriptor 4
-// and alone has descriptor 3.
+// sharedTable has a clone that shares the descriptor table.
+func sharedTable() error {
+	return withClone(unix.CLONE_FILES, func() error { return nil }, unix.SYS_PPOLL, 0, 0, 0)
+}
+
+// loneReader has one that sleeps in a read of descriptor 4 and alone has descriptor 3.
 func loneReader() error {
-	runtime.LockOSThread()
-	pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
-	if errno != 0 {
-		return errno
-	}
-	if pid == 0 {
-		unix.RawSyscall6(unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0, 0)
-		for {
-			unix.RawSyscall(unix.SYS_READ, 4, uintptr(unsafe.Pointer(&scratch)), 1)
-		}
-	}
-	if err := unix.Close(3); err != nil {
-		return err
-	}
-	fmt.Println(pid)
-	_, err := io.Copy(io.Discard, os.Stdin)
-	return err
+	return withClone(0, func() error { return unix.Close(3) }, unix.SYS_READ, 4, uintptr(unsafe.Pointer(&scratch)), 1)
 }
 
 // stage starts a storm that is asleep when it returns and stopped at the end.

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -58,17 +57,6 @@ func haveCgroupKill(t *testing.T) bool {
 	_, err = fmt.Sscanf(release, "%d.%d", &major, &minor)
 	must(t, err)
 	return major > 5 || major == 5 && minor >= 14
-}
-
-// joined is a kernel on which something happens when the tripwire is armed.
-type joined struct {
-	bpf
-	join func()
-}
-
-func (k joined) Arm(d time.Duration) error {
-	k.join()
-	return k.bpf.Arm(d)
 }
 
 // startShell starts a shell that does what it is told to, and returns its standard input.
@@ -124,7 +112,7 @@ func TestCgroupEngine(t *testing.T) {
 			if want := filepath.Join(top, "cgroup.kill"); o.CgroupKill != want {
 				t.Errorf("%s, want %s", o.CgroupKill, want)
 			}
-			out, err := Run(t.Context(), joined{k, func() {
+			out, err := Run(t.Context(), disturbed{k, func() {
 				switch other {
 				case late:
 					moveInto(t, below, stranger.Process.Pid)

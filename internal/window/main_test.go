@@ -124,6 +124,17 @@ func stage(t *testing.T, topology string, n int) *storm.Storm {
 	return s
 }
 
+// disturbed is a kernel on which something happens late: when the tripwire is armed.
+type disturbed struct {
+	bpf
+	happens func()
+}
+
+func (k disturbed) Arm(d time.Duration) error {
+	k.happens()
+	return k.bpf.Arm(d)
+}
+
 // membersOf picks a storm's processes out of all, in the storm's order.
 func membersOf(t *testing.T, s *storm.Storm, all []waitgraph.Process) []waitgraph.Process {
 	t.Helper()

@@ -73,7 +73,9 @@ func TestRaiseAndLower(t *testing.T) {
 		t.Error("not promoted")
 	}
 	raised := currentPosture(t)
-	if !stopsNot(t) {
+	ignored, err := strconv.ParseUint(raised.ignored, 16, 64)
+	must(t, err)
+	if ignored&(1<<(unix.SIGTSTP-1)) == 0 {
 		t.Error("the terminal can stop it")
 	}
 	s.lower()
@@ -87,13 +89,6 @@ func TestRaiseAndLower(t *testing.T) {
 	if nstest.InVM() && oom != "-1000" {
 		t.Error("a guest's root may lower oom_score_adj, but raise did not")
 	}
-}
-
-// stopsNot reports whether this process ignores SIGTSTP.
-func stopsNot(t *testing.T) bool {
-	mask, err := strconv.ParseUint(currentPosture(t).ignored, 16, 64)
-	must(t, err)
-	return mask&(1<<(unix.SIGTSTP-1)) != 0
 }
 
 // TestRaiseKeepsIgnored: who started the killer may have had it ignore the terminal.

@@ -272,18 +272,6 @@ func TestCancelledBeforeTheWindow(t *testing.T) {
 	}
 }
 
-// interrupting is a kernel on which somebody interrupts the killer late: when the
-// tripwire is armed.
-type interrupting struct {
-	bpf
-	interrupt func()
-}
-
-func (k interrupting) Arm(d time.Duration) error {
-	k.interrupt()
-	return k.bpf.Arm(d)
-}
-
 // TestInterruptedAtTheLastMoment: nothing is signalled, nobody wakes, and everybody
 // has the CPUs that it had, children that are born meanwhile too.
 func TestInterruptedAtTheLastMoment(t *testing.T) {
@@ -297,7 +285,7 @@ func TestInterruptedAtTheLastMoment(t *testing.T) {
 	group := membersOf(t, forkers, all)[0].PGID
 	before := currentPosture(t)
 	ctx, cancel := context.WithCancel(t.Context())
-	out, err := Run(ctx, interrupting{k, cancel}, append(sleepers, membersOf(t, forkers, all)...), options(EngineLoop, all))
+	out, err := Run(ctx, disturbed{k, cancel}, append(sleepers, membersOf(t, forkers, all)...), options(EngineLoop, all))
 	if out != nil || !errors.Is(err, context.Canceled) {
 		t.Errorf("%+v, %v; want no outcome and %v", out, err, context.Canceled)
 	}
