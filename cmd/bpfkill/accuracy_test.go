@@ -222,11 +222,7 @@ func TestAccuracy(t *testing.T) {
 	var a accuracy
 	for _, load := range loads {
 		t.Run(load, func(t *testing.T) {
-			switch load {
-			case "idle":
-			case "busy":
-				burn(t)
-			default:
+			if load != "idle" && load != "busy" {
 				t.Fatalf("ACCURACY_LOADS: %q is neither idle nor busy", load)
 			}
 			for _, size := range sizes {
@@ -268,7 +264,12 @@ func (a *accuracy) measureOnce(t *testing.T, topologies []*storm.Topology, size 
 	t.Helper()
 	storms := stageAll(t, topologies, size)
 	what := fmt.Sprintf("%d/%s", size, load)
+	idle := func() {}
+	if load == "busy" {
+		idle = burn(t)
+	}
 	o := runBpfkill(t, "--target", storm.Target, "--dependents", "none", "--timeout", "2m", "--output", "json")
+	idle()
 	if o.status != exitGone {
 		t.Errorf("%s %s: exit status %d, stderr %q", names(topologies), what, o.status, o.stderr)
 		return true
@@ -315,20 +316,36 @@ func (a *accuracy) measureOnce(t *testing.T, topologies []*storm.Topology, size 
 
 const burnVariable = "BPFKILL_TEST_BURN"
 
-// burn keeps every CPU busy until the end of the test.
-func burn(t *testing.T) {
+// burn keeps every CPU busy until the returned function is called: bpfkill and all
+// that it kills and wakes share them with a process without end. What is staged before
+// is staged at the speed of an idle machine.
+func burn(t *testing.T) (idle func()) {
 	t.Helper()
+	var burners []*exec.Cmd
+	idle = func() {
+		for _, cmd := range burners {
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+		burners = nil
+	}
+	t.Cleanup(idle)
 	for range runtime.NumCPU() {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestBurn$")
 		cmd.Env = append(os.Environ(), burnVariable+"=1")
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() {
-			cmd.Process.Kill()
-			cmd.Wait()
-		})
+		burners = append(burners, cmd)
+		if _, err := out.Read(make([]byte, 1)); err != nil { // burns from now on
+			t.Fatal(err)
+		}
 	}
+	return idle
 }
 
 // TestBurn is the process that burn starts.
@@ -336,6 +353,7 @@ func TestBurn(t *testing.T) {
 	if os.Getenv(burnVariable) == "" {
 		t.Skip("runs only as a child that keeps a CPU busy")
 	}
+	fmt.Println("burning")
 	for i := uint64(0); ; i++ {
 		burned = i
 	}
