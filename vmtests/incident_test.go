@@ -131,12 +131,7 @@ func stageIncident(t *testing.T, set *incidentSettings, arch Arch, k Kernel, ini
 		parameters: []string{staging.String(), "psi=1", "rootfstype=ramfs"},
 	}
 	if dir := os.Getenv("VMTEST_CONSOLE"); dir != "" {
-		file, err := os.Create(filepath.Join(dir, strings.ReplaceAll(strings.TrimPrefix(t.Name(), "Test"), "/", "-")+".log"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer file.Close()
-		guest.copyTo = file
+		guest.copyTo = keepConsole(t, dir, strings.ReplaceAll(strings.TrimPrefix(t.Name(), "Test"), "/", "-"))
 	}
 	begin := time.Now()
 	booted, err := decide(t.Context(), t.Logf, func(ctx context.Context) (run, error) {

@@ -100,12 +100,7 @@ func testKernel(t *testing.T, set *settings, arch Arch, k Kernel, base string, m
 		guest.limit += p.timeout
 	}
 	if set.console != "" {
-		file, err := os.Create(filepath.Join(set.console, strings.ReplaceAll(k.String(), " ", "_")+".log"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer file.Close()
-		guest.copyTo = file
+		guest.copyTo = keepConsole(t, set.console, strings.ReplaceAll(k.String(), " ", "_"))
 	}
 	result, err := decide(t.Context(), t.Logf, guest.boot)
 	if err != nil {
@@ -262,6 +257,21 @@ func readSettings() (*settings, error) {
 		return nil, err
 	}
 	return set, nil
+}
+
+// keepConsole creates the file dir/name.log for a guest's console, and dir where it is
+// missing. The test closes it in its end.
+func keepConsole(t *testing.T, dir, name string) *os.File {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Create(filepath.Join(dir, name+".log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() })
+	return file
 }
 
 // jobs is how many machines run at a time.

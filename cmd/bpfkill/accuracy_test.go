@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/bpfkill/bpfkill/internal/nstest"
 	"github.com/bpfkill/bpfkill/internal/report"
@@ -231,11 +232,15 @@ func TestAccuracy(t *testing.T) {
 					if g[0].Unpredictable != "" { // of which there is no bar to reach
 						some = min(runs, unpredictableRuns)
 					}
-					for range some {
+					for run := range some {
+						begin := time.Now()
 						a.measure(t, g, size, load)
+						if some > unpredictableRuns { // hours may pass until the end
+							t.Logf("%s, %d of each: run %d took %s", load, size, run+1, time.Since(begin).Round(time.Second))
+						}
 					}
 				}
-				if len(sizes)*len(loads) > 1 { // hours may pass until the end
+				if len(sizes)*len(loads) > 1 {
 					t.Logf("up to %s, %d runs of %d each:\n%s", load, runs, size, &a)
 				}
 			}

@@ -138,9 +138,10 @@ func killTopologies(t *testing.T, topologies []*storm.Topology, engine, corral s
 	if corral == corralAuto && (w.Corral.Threads < members || w.TargetSwitches+w.ReapSwitches != 0) {
 		t.Errorf("targets ran in the corral: %+v", w)
 	}
-	// An emulated processor's kernel has threads before which SCHED_FIFO gives way
-	// (the stop class, a watchdog); TargetSwitches says that it was no target.
-	if w.KillerMinorFaults+w.KillerMajorFaults != 0 || w.KillerSwitches != 0 && !emulated {
+	// Once in thousands of windows the soft lockup detector runs, which is of the stop
+	// class, before which SCHED_FIFO gives way; more often on an emulated processor, on
+	// which a window takes longer. TargetSwitches says that it was no target.
+	if w.KillerMinorFaults+w.KillerMajorFaults+w.KillerVoluntarySwitches != 0 || w.KillerInvoluntarySwitches > 1 && !emulated {
 		t.Errorf("bpfkill was interrupted in its window: %+v", w)
 	}
 }

@@ -163,7 +163,7 @@ func (m *measurement) window(w *window.Measured) {
 	m.result.Window = report.Window{
 		ArmNS: w.ArmNS, DeliverNS: w.DeliverNS, ReapNS: w.ReapNS, OpenNS: w.OpenNS,
 		TargetSwitches: w.TargetSwitches, ReapSwitches: w.ReapSwitches,
-		KillerMinorFaults: w.MinorFaults, KillerMajorFaults: w.MajorFaults, KillerSwitches: w.Switches,
+		KillerMinorFaults: w.MinorFaults, KillerMajorFaults: w.MajorFaults, KillerVoluntarySwitches: w.VoluntarySwitches, KillerInvoluntarySwitches: w.InvoluntarySwitches,
 	}
 	reap := &m.result.Window.Reap
 	reap.Swapped, reap.Reaped, reap.LeftOut = w.Reap.Swapped, w.Reap.Reaped, leftOut(w.Reap.LeftOut)

@@ -106,7 +106,7 @@ func TestJSONHasEveryFieldAndNoNull(t *testing.T) {
 	requireKeys(t, "lost", got["result"].(map[string]any)["lost"], "wakes", "forks", "signals", "exits", "tcp_states")
 	window := got["result"].(map[string]any)["window"]
 	requireKeys(t, "window", window, "arm_ns", "deliver_ns", "reap_ns", "open_ns", "target_switches", "reap_switches",
-		"killer_minor_faults", "killer_major_faults", "killer_switches", "corral", "reap")
+		"killer_minor_faults", "killer_major_faults", "killer_voluntary_switches", "killer_involuntary_switches", "corral", "reap")
 	requireKeys(t, "corral", window.(map[string]any)["corral"], "cpu", "threads", "moves", "closed", "left_out")
 	requireKeys(t, "reap", window.(map[string]any)["reap"], "swapped", "reaped", "left_out")
 	if got["version"] != 1.0 {

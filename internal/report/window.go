@@ -15,10 +15,12 @@ type Window struct {
 	TargetSwitches uint64 `json:"target_switches"`
 	ReapSwitches   uint64 `json:"reap_switches"`
 
-	// bpfkill's own during delivery.
-	KillerMinorFaults int64 `json:"killer_minor_faults"`
-	KillerMajorFaults int64 `json:"killer_major_faults"`
-	KillerSwitches    int64 `json:"killer_switches"`
+	// bpfkill's own during delivery. Involuntary is a context switch where somebody
+	// of higher priority took the CPU.
+	KillerMinorFaults         int64 `json:"killer_minor_faults"`
+	KillerMajorFaults         int64 `json:"killer_major_faults"`
+	KillerVoluntarySwitches   int64 `json:"killer_voluntary_switches"`
+	KillerInvoluntarySwitches int64 `json:"killer_involuntary_switches"`
 
 	Corral Corral `json:"corral"`
 	Reap   Reap   `json:"reap"`
@@ -59,7 +61,7 @@ func (t *text) window() {
 		t.row("window", "", "armed %s, delivered %s, reaped %s, opened %s; bpfkill itself: %s, %s",
 			humanNS(w.ArmNS), humanNS(w.DeliverNS), humanNS(w.ReapNS), humanNS(w.OpenNS),
 			count(w.KillerMinorFaults+w.KillerMajorFaults, "page fault", "page faults"),
-			count(w.KillerSwitches, "context switch", "context switches"))
+			count(w.KillerVoluntarySwitches+w.KillerInvoluntarySwitches, "context switch", "context switches"))
 	}
 }
 

@@ -44,9 +44,12 @@ type Measured struct {
 	DeliverNS uint64 // from the opening until the engine is done
 	ReapNS    uint64 // from there until the corral opens
 	OpenNS    uint64 // until everybody has its CPUs back
-	// MinorFaults, MajorFaults and Switches are the killer's own while it
-	// delivered: page faults and context switches.
-	MinorFaults, MajorFaults, Switches int64
+	// MinorFaults and MajorFaults are the killer's own page faults while it
+	// delivered. The context switches are those where it slept, and those where
+	// somebody of higher priority took its CPU: SCHED_FIFO gives way to the stop
+	// class, in which the kernel's soft lockup detector runs every few seconds.
+	MinorFaults, MajorFaults               int64
+	VoluntarySwitches, InvoluntarySwitches int64
 	// TargetSwitches counts context switches to the kill set while the killer
 	// delivered, ReapSwitches from there until the corral opened.
 	TargetSwitches, ReapSwitches uint64

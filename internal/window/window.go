@@ -430,7 +430,8 @@ func (r *run) measured(s *shot, began, released, open uint64) {
 	m.ReapNS, m.OpenNS = released-s.endedNS, open-released
 	m.MinorFaults = s.after.Minflt - s.before.Minflt
 	m.MajorFaults = s.after.Majflt - s.before.Majflt
-	m.Switches = s.after.Nvcsw + s.after.Nivcsw - s.before.Nvcsw - s.before.Nivcsw
+	m.VoluntarySwitches = s.after.Nvcsw - s.before.Nvcsw
+	m.InvoluntarySwitches = s.after.Nivcsw - s.before.Nivcsw
 	m.TargetSwitches, m.ReapSwitches = r.kernel.Switches()
 }
 
