@@ -121,6 +121,7 @@ vmtest-fault: kernels
 
 accuracy:
 ifdef ACCURACY_KERNELS
+	$(GO) run ./vmtests/kernels $(subst $(comma), ,$(ACCURACY_KERNELS)) 6.1
 	VMTEST=1 VMTEST_STRICT=1 VMTEST_KERNELS=$(ACCURACY_KERNELS) VMTEST_PACKAGES=./cmd/bpfkill VMTEST_MEMORY_MIB=2048 \
 		VMTEST_ARGS="-test.run=^TestAccuracy$$" VMTEST_LIMIT=100m VMTEST_ENV="$(ACCURACY)" \
 		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout 240m
@@ -134,7 +135,7 @@ programs:
 	BPFKILL_TEST_PROGRAMS=1 $(GO) test ./cmd/bpfkill -count=1 -run '^TestPrograms$$' -v -timeout 30m
 
 vmtest-arm64:
-	VMTEST_ARCH=arm64 $(GO) run ./vmtests/kernels 6.1 6.12 7
+	VMTEST_ARCH=arm64 $(GO) run ./vmtests/kernels $(subst $(comma), ,$(VMTEST_KERNELS)) 6.1 6.12 7
 	VMTEST=1 VMTEST_ARCH=arm64 VMTEST_KERNELS=$(or $(VMTEST_KERNELS),6.12$(comma)7) VMTEST_PACKAGES=$(ARM64_PACKAGES) \
 		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout $(VMTEST_TIMEOUT)
 
@@ -145,9 +146,8 @@ vmtest-scale: kernels
 incident: build kernels
 	rm -f bin/incident.jsonl
 	VMTEST=1 $(INCIDENT) INCIDENT_RESULTS=$(CURDIR)/bin/incident.jsonl \
-		$(GO) test ./vmtests -count=1 -run TestIncident -v -timeout 10h
-	mv bin/incident.jsonl $(INCIDENT_RESULTS)
-	@$(MAKE) --no-print-directory incident-plot
+		$(GO) test ./vmtests -count=1 -run TestIncident -v -timeout 10h; status=$$?; \
+	mv bin/incident.jsonl $(INCIDENT_RESULTS) && $(MAKE) --no-print-directory incident-plot && exit $$status
 
 incident-plot: build
 	bin/wakestorm plot --results $(INCIDENT_RESULTS) --document docs/incident.md --picture docs/incident

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -41,7 +42,7 @@ type vm struct {
 	limit     time.Duration // from power on to the verdict
 	silence   time.Duration // the longest time without a heartbeat
 	copyTo    io.Writer     // gets the console as it comes; may be nil
-	swapDisk  string        // image of the guest's only disk; empty for none
+	swapDisk  *os.File      // image of the guest's only disk; nil for none
 	cpus      int           // 0 for two
 	// counting is the emulator of a guest whose clock counts instructions; nil for
 	// one whose clock is the emulating machine's.
@@ -92,8 +93,11 @@ func (v *vm) boot(ctx context.Context) (run, error) {
 	}
 	cmd := exec.Command(command, arguments(
 		machineOf(v.arch), countInstructions(v.counting), cpus(cmp.Or(v.cpus, 2)), memoryMiB(v.memoryMiB), bare(), serial(v.arch),
-		endOnPanic(), marked(), emulated(), swapDisk(v.swapDisk), parameters(v.parameters...), extra(), direct(v.kernel, v.initramfs, nonce))...)
+		endOnPanic(), marked(), emulated(), swapDisk(v.swapDisk != nil), parameters(v.parameters...), extra(), direct(v.kernel, v.initramfs, nonce))...)
 	cmd.Stdout, cmd.Stderr = console, &stderr
+	if v.swapDisk != nil {
+		cmd.ExtraFiles = []*os.File{v.swapDisk}
+	}
 	if v.copyTo != nil {
 		cmd.Stdout = io.MultiWriter(console, v.copyTo)
 	}

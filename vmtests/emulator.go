@@ -46,8 +46,12 @@ var (
 // Emulator returns the machine's own QEMU, or the one in the cache if that is too
 // old. The error is [ErrNotCached] where there is neither.
 func (c *Cache) Emulator(ctx context.Context) (*Emulator, error) {
-	if version, err := recentQEMU(ctx, c.Arch.QEMU); err == nil {
+	version, err := recentQEMU(ctx, c.Arch.QEMU)
+	if err == nil {
 		return &Emulator{Command: c.Arch.QEMU, Version: version}, nil
+	}
+	if errors.Is(err, exec.ErrNotFound) { // and neither are the libraries of one in the cache
+		return nil, err
 	}
 	record, err := os.ReadFile(c.record(emulatorPlace))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -88,11 +88,12 @@ func TestIncident(t *testing.T) {
 					t.Parallel()
 					places <- struct{}{}
 					defer func() { <-places }()
-					result := stageIncident(t, set, arch, k, initramfs, name)
+					result := stageIncident(t, set, arch, k, initramfs, cache.Dir, name)
 					result.Run = run + 1
-					if checkBars(t, result); !t.Failed() {
+					if !t.Failed() { // also what misses a bar: else the data could not but reach it
 						set.keep(t, result)
 					}
+					checkBars(t, result)
 				})
 			}
 		}
@@ -118,8 +119,8 @@ func buildBase(t *testing.T, cache *Cache, packages []testPackage) string {
 	return base
 }
 
-// stageIncident boots one machine and returns what it measured.
-func stageIncident(t *testing.T, set *incidentSettings, arch Arch, k Kernel, initramfs, strategy string) *incident.Result {
+// stageIncident boots one machine, with its disk in dir, and returns what it measured.
+func stageIncident(t *testing.T, set *incidentSettings, arch Arch, k Kernel, initramfs, dir, strategy string) *incident.Result {
 	t.Helper()
 	staging := incident.Staging{Strategy: strategy, Servers: set.servers, RouterMiB: set.routerMiB}
 	guest := vm{
@@ -135,12 +136,17 @@ func stageIncident(t *testing.T, set *incidentSettings, arch Arch, k Kernel, ini
 	}
 	begin := time.Now()
 	booted, err := decide(t.Context(), t.Logf, func(ctx context.Context) (run, error) {
-		// Fresh each time: nothing of an earlier machine may be in it.
-		guest.swapDisk = filepath.Join(t.TempDir(), "swap.img")
-		if err := writeFile(guest.swapDisk, func(f *os.File) error { return f.Truncate(incidentSwapMiB << 20) }); err != nil {
+		// Fresh each time: nothing of an earlier machine may be in it. It has no name,
+		// and so is gone with the machine, however this process ends.
+		image, err := os.CreateTemp(dir, ".swap-")
+		if err != nil {
 			return run{}, err
 		}
-		defer os.Remove(guest.swapDisk)
+		defer image.Close()
+		if err := cmp.Or(os.Remove(image.Name()), image.Truncate(incidentSwapMiB<<20)); err != nil {
+			return run{}, err
+		}
+		guest.swapDisk = image
 		return guest.boot(ctx)
 	})
 	if err != nil {
@@ -214,8 +220,12 @@ func checkBars(t *testing.T, r *incident.Result) {
 				r.SwapInPages, r.RanUserCode, r.Routers, routers)
 		}
 	case "bpfkill":
-		if r.SwapInPages != 0 || r.RanUserCode != 0 {
-			t.Errorf("bpfkill had %d pages swapped in, and %d processes ran; want none: %+v", r.SwapInPages, r.RanUserCode, r.Samples)
+		if r.PagesOfTheKill() != 0 || r.FaultsDying != 0 || r.FaultsWoken != 0 || r.RanUserCode != 0 {
+			t.Errorf("bpfkill had %d pages swapped in, with %d faults of the dying and %d of the woken, and %d processes ran; want none: %+v",
+				r.PagesOfTheKill(), r.FaultsDying, r.FaultsWoken, r.RanUserCode, r.Samples)
+		}
+		if later := r.SwapInPages - r.PagesOfTheKill(); later != 0 {
+			t.Logf("%d pages were swapped in when everybody was gone; whose they are is not known: %+v", later, r.Samples)
 		}
 		if all := r.Servers + r.Routers; r.Swapped != all || r.Reaped != all {
 			t.Errorf("%d of %d were on swap, and %d had their memory freed early; want all", r.Swapped, all, r.Reaped)

@@ -64,12 +64,13 @@ func serial(a Arch) arg {
 	}
 }
 
-// swapDisk gives the guest a disk whose data need not survive.
-func swapDisk(image string) arg {
-	if image == "" {
+// swapDisk gives the guest a disk whose data need not survive: the emulator's first
+// descriptor but the standard ones.
+func swapDisk(wanted bool) arg {
+	if !wanted {
 		return arg{}
 	}
-	return arg{qemu: []string{"-drive", "file=" + image + ",if=none,id=swap,format=raw,cache=unsafe",
+	return arg{qemu: []string{"-drive", "file=/proc/self/fd/3,if=none,id=swap,format=raw,cache=unsafe",
 		"-device", "virtio-blk-pci,drive=swap"}}
 }
 

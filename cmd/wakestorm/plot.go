@@ -25,11 +25,15 @@ func plotIncident(args []string) error {
 	document := flags.String("document", "", "")
 	picture := flags.String("picture", "", "")
 	kernel := flags.String("kernel", "", "")
-	if err := flags.Parse(args); err != nil {
+	const usage = "plot --results FILE [--document FILE.md] [--picture NAME [--kernel RELEASE]]"
+	if err := flags.Parse(args); errors.Is(err, pflag.ErrHelp) {
+		fmt.Println("usage: wakestorm " + usage)
+		return nil
+	} else if err != nil {
 		return usageError{err}
 	}
 	if *results == "" || flags.NArg() > 0 {
-		return usageError{errors.New("plot --results FILE [--document FILE.md] [--picture NAME [--kernel RELEASE]]")}
+		return usageError{errors.New(usage)}
 	}
 	file, err := os.Open(*results)
 	if err != nil {
@@ -53,7 +57,7 @@ func plotIncident(args []string) error {
 		return nil
 	}
 	for _, m := range machines {
-		if strings.HasPrefix(m.Kernel, *kernel) {
+		if rest, ok := strings.CutPrefix(m.Kernel, *kernel); ok && (*kernel == "" || rest == "" || strings.ContainsAny(rest[:1], ".-+")) {
 			return drawIncident(m, *picture)
 		}
 	}

@@ -104,6 +104,9 @@ func newFlags() (*pflag.FlagSet, *settings) {
 	return f, &s
 }
 
+// maxProcesses is the kernel's PID_MAX_LIMIT on 64-bit machines.
+const maxProcesses = 4 << 20
+
 // parse reads run's flags. It returns pflag.ErrHelp when help was asked for.
 func parse(args []string) (*settings, error) {
 	flags, s := newFlags()
@@ -118,8 +121,8 @@ func parse(args []string) (*settings, error) {
 		return nil, usageError{fmt.Errorf("unexpected argument %q", flags.Arg(0))}
 	case s.topology == "":
 		return nil, usageError{errors.New("which topology? --topology NAME; see wakestorm list")}
-	case s.processes < 1:
-		return nil, usageError{fmt.Errorf("--processes %d: at least one is needed", s.processes)}
+	case s.processes < 1 || s.processes > maxProcesses:
+		return nil, usageError{fmt.Errorf("--processes %d: from 1 to %d", s.processes, maxProcesses)}
 	case !(s.mem >= 0 && s.mem <= 1<<20): // NaN is neither
 		return nil, usageError{fmt.Errorf("--mem %v: not a sensible number of MiB for each process", s.mem)}
 	case s.descriptors < 0 || s.descriptors > 1000:

@@ -6,9 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"runtime"
-	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -72,7 +70,7 @@ func Outside() (ran bool, err error) {
 // is something to tidy up.
 func runKilling(cmd *exec.Cmd) error {
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
 	defer signal.Stop(signals)
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("create a pid namespace: %w", err)
@@ -111,8 +109,8 @@ func makeCgroup() (string, error) {
 	if err != nil {
 		return "", nil
 	}
-	dir := filepath.Join(mount, "wakestorm-bench-"+strconv.Itoa(os.Getpid()))
-	if err := os.Mkdir(dir, 0o755); err != nil {
+	dir, err := os.MkdirTemp(mount, "wakestorm-bench-")
+	if err != nil {
 		return "", fmt.Errorf("create a cgroup: %w", err)
 	}
 	return dir, nil

@@ -89,6 +89,14 @@ func find(name string) *strategy {
 	return nil
 }
 
+// describe is what a strategy does, or the name of one that this version does not know.
+func describe(name string) string {
+	if s := find(name); s != nil {
+		return s.what
+	}
+	return name
+}
+
 // DefaultBpfkill is the program beside this one, or the one in the search path.
 func DefaultBpfkill() string {
 	self, err := os.Executable()

@@ -110,7 +110,7 @@ func (t *table) memory() {
 	fmt.Fprintln(tw, "STRATEGY\tMEMORY FREE\t\tSINCE THE FIRST SIGNAL\t\tWINDOW\t\t")
 	for _, name := range rows {
 		samples := t.of(PartMemory, name, 0)
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t\n", find(name).what, ms(spreadOf(samples, freeNS)), ms(spreadOf(samples, freeAfterNS)),
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t\n", describe(name), ms(spreadOf(samples, freeNS)), ms(spreadOf(samples, freeAfterNS)),
 			ms(spreadOf(samples, windowNS)))
 	}
 	tw.Flush()

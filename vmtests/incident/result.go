@@ -31,7 +31,8 @@ type Result struct {
 	Servers     int   `json:"servers"`
 	Routers     int   `json:"routers"`
 	RouterBytes int64 `json:"router_bytes"` // incompressible, of each router
-	// Of both together, just before the kill.
+	// Of both together, as wakestorm left them, before the rest of the machine is
+	// pushed out as well. A page that several share counts for each of them.
 	SwappedBytes  int64 `json:"swapped_bytes"`
 	ResidentBytes int64 `json:"resident_bytes"`
 
@@ -90,6 +91,17 @@ type Result struct {
 type Sample struct {
 	MS    float64 `json:"ms"`
 	Pages uint64  `json:"pages"` // swapped in since the kill began
+}
+
+// PagesOfTheKill is how many pages were swapped in until the last process that the
+// strategy kills was gone, or 20 ms longer. What is read later is read by survivors.
+func (r *Result) PagesOfTheKill() uint64 {
+	for _, s := range r.Samples {
+		if r.Survivors == 0 && s.MS >= r.GoneMS {
+			return s.Pages
+		}
+	}
+	return r.SwapInPages
 }
 
 // linePrefix marks the line of a guest's console that holds the result.

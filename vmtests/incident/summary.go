@@ -56,7 +56,8 @@ func Machines(results []*Result) []*Machine {
 		i := slices.IndexFunc(machines, func(m *Machine) bool {
 			first := m.Groups[0].Results[0]
 			return m.Kernel == r.Kernel && m.Arch == r.Arch && m.Clock == r.Clock && m.CPUs == r.CPUs &&
-				first.Servers == r.Servers && first.Routers == r.Routers && first.RouterBytes == r.RouterBytes
+				first.Servers == r.Servers && first.Routers == r.Routers && first.RouterBytes == r.RouterBytes &&
+				sameMemory(first.MemoryBytes, r.MemoryBytes)
 		})
 		if i < 0 {
 			i = len(machines)
@@ -75,6 +76,10 @@ func Machines(results []*Result) []*Machine {
 	}
 	return machines
 }
+
+// sameMemory holds for machines of one size: what a kernel keeps for itself differs by
+// some pages from boot to boot.
+func sameMemory(a, b int64) bool { return max(a, b)-min(a, b) < 8<<20 }
 
 // version is the kernel's, as far as its release begins with one.
 func (m *Machine) version() []int {
