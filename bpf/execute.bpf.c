@@ -16,6 +16,8 @@
 #define EPERM 1
 #define ESRCH 3
 
+#define PF_IO_WORKER 0x00000010
+#define PF_USER_WORKER 0x00004000 /* since v6.4 */
 #define VM_SHARED_MAYWRITE 0x28
 #define S_IFMT 00170000
 #define S_IFREG 0100000
@@ -243,22 +245,21 @@ int tripwire(void *ctx)
  * which bpf2go makes the Go types. */
 const struct thread_record *thread_record_type __attribute__((unused));
 
-/* What restores the task's affinity. A mask that somebody asked for is kept
- * beside the effective one since v6.2: without one, every CPU was asked for, and
- * cpusets alone say where it runs. */
+/* Which CPUs somebody asked for, 0 for nobody: such a mask is kept beside the effective
+ * one since v6.2. Threads of io_uring and vhost have their creator's, and are put
+ * elsewhere all the same (PF_USER_WORKER since v6.4). */
 static __always_inline void read_wanted(struct thread_record *r, struct task_struct *task)
 {
 	struct cpumask *asked;
 
-	if (!bpf_core_type_exists(struct affinity_context)) {
+	if (!bpf_core_type_exists(struct affinity_context) ||
+	    task->flags & (PF_IO_WORKER | PF_USER_WORKER)) {
 		__builtin_memcpy(r->wanted, r->allowed, sizeof(r->wanted));
 		return;
 	}
 	asked = BPF_CORE_READ(task, user_cpus_ptr);
 	if (asked)
 		bpf_probe_read_kernel(r->wanted, cpu_bytes, asked);
-	else
-		__builtin_memset(r->wanted, 0xff, sizeof(r->wanted));
 }
 
 SEC("iter/task")

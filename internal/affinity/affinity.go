@@ -4,6 +4,9 @@ package affinity
 import (
 	"fmt"
 	"math/bits"
+	"os"
+	"strconv"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -67,6 +70,73 @@ func (s *Set) Each(f func(cpu int)) {
 func (s Set) Without(cpu int) Set {
 	s[cpu/64] &^= 1 << (cpu % 64)
 	return s
+}
+
+// And returns the CPUs that are in both.
+func (s Set) And(o Set) Set {
+	for i := range s {
+		s[i] &= o[i]
+	}
+	return s
+}
+
+// Undo returns what [Apply] takes to put a thread back to where it may run now, and
+// where cpusets will let it: asked is what it was told by sched_setaffinity(2), the
+// empty set for nothing. Whoever was told nothing may run everywhere but on the isolated
+// CPUs (isolcpus=), which are given only to those who ask for one. What cpusets have left
+// nothing of is of no effect, and the kernel would refuse it.
+func Undo(allowed, asked, isolated Set) Set {
+	switch none := (Set{}); {
+	case asked == none:
+		for i := range allowed {
+			allowed[i] |= ^isolated[i]
+		}
+		return allowed
+	case asked.And(allowed) == none:
+		return allowed
+	}
+	return asked
+}
+
+// Isolated reads which CPUs the kernel leaves to those who ask for them. Where that is
+// not to be read there are none.
+func Isolated() Set {
+	text, err := os.ReadFile("/sys/devices/system/cpu/isolated")
+	if err != nil {
+		return Set{}
+	}
+	s, err := parse(string(text))
+	if err != nil {
+		return Set{}
+	}
+	return s
+}
+
+// parse reads a list as the kernel writes it (bitmap_print_to_pagebuf): "0-3,8", or an
+// empty line.
+func parse(text string) (s Set, err error) {
+	text = strings.TrimSpace(text)
+	if text == "" {
+		return s, nil
+	}
+	for _, part := range strings.Split(text, ",") {
+		first, last, isRange := strings.Cut(part, "-")
+		if !isRange {
+			last = first
+		}
+		from, err := strconv.Atoi(first)
+		if err != nil {
+			return Set{}, fmt.Errorf("a list of CPUs: %q", text)
+		}
+		to, err := strconv.Atoi(last)
+		if err != nil || from > to || to >= MaxCPUs {
+			return Set{}, fmt.Errorf("a list of CPUs: %q", text)
+		}
+		for cpu := from; cpu <= to; cpu++ {
+			s[cpu/64] |= 1 << (cpu % 64)
+		}
+	}
+	return s, nil
 }
 
 // Get reads where a thread may run; tid 0 is the calling one.

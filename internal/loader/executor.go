@@ -10,6 +10,7 @@ import (
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfkill/bpfkill/internal/affinity"
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
 
@@ -30,6 +31,8 @@ type Executor struct {
 	words   *words
 
 	forgiven uint64 // of LostForks
+
+	isolated affinity.Set // see affinity.Undo
 
 	filtersTasks bool // see readMappings
 }
@@ -91,7 +94,7 @@ func NewExecutor(o ExecutorOptions) (*Executor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load execute programs: %w", err)
 	}
-	e := &Executor{coll: coll, filtersTasks: filtersTasks()}
+	e := &Executor{coll: coll, filtersTasks: filtersTasks(), isolated: affinity.Isolated()}
 	if e.words, err = mapWords(coll, spec); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}

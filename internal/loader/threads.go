@@ -23,7 +23,7 @@ func (e *Executor) Threads() ([]affinity.Thread, error) {
 			TID:     r.Tid, PID: r.Pid, PGID: r.Pgid, SID: r.Sid,
 			Policy: r.Policy, RTPriority: r.RtPriority,
 			Asleep:  r.State&taskAsleep != 0 && r.State&taskUninterr == 0,
-			Allowed: r.Allowed, Wanted: r.Wanted,
+			Allowed: r.Allowed, Wanted: affinity.Undo(r.Allowed, r.Wanted, e.isolated),
 		})
 	}, nil)
 	if err != nil {

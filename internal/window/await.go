@@ -55,6 +55,7 @@ func (r *run) awaitMembers(ctx context.Context, members map[waitgraph.KernelIden
 	swept := make(map[waitgraph.KernelIdentity]bool)
 	total := len(members)
 	for {
+		births := r.kernel.Births()
 		left, fresh, err := r.remaining(members, swept)
 		if fresh > 0 || r.out.Rounds == 0 {
 			r.out.Rounds++
@@ -72,7 +73,8 @@ func (r *run) awaitMembers(ctx context.Context, members map[waitgraph.KernelIden
 		if r.Progress != nil {
 			r.Progress(total-len(left), total)
 		}
-		if len(left) == 0 && fresh == 0 {
+		// A child that was forked since may be in neither of the lists.
+		if len(left) == 0 && fresh == 0 && births == r.kernel.Births() {
 			return nil
 		}
 		if over {

@@ -90,7 +90,7 @@ func prepareCorral(ctx context.Context, k Kernel, g *guardian) (*corral, error) 
 	c.sets = setsOf(c.cpu, c.other)
 	// Room for those that are born until the corral is closed.
 	capacity := len(threads) + len(threads)/4 + 1024
-	if g.table, err = newTable(g.memfd, capacity, c.cpu, c.other); err != nil {
+	if g.table, err = newTable(g.memfd, capacity, c.cpu, c.other, c.seenNS); err != nil {
 		return nil, err
 	}
 	c.table = g.table

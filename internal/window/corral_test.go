@@ -282,7 +282,7 @@ func TestTable(t *testing.T) {
 	if empty, err := openTable(memfd); empty != nil || err != nil {
 		t.Errorf("%v, %v of an empty file", empty, err)
 	}
-	w, err := newTable(memfd, 3, 5, -1)
+	w, err := newTable(memfd, 3, 5, -1, bootTimeNS())
 	must(t, err)
 	defer w.unmap()
 	for i := range 4 {

@@ -82,28 +82,40 @@ func (r *run) late(todo []int) error {
 	atomic.StoreUint64(released, 0)
 	defer func() { atomic.StoreUint64(released, clock()) }()
 	for len(todo) > 0 {
-		r.pidfds.closeAll()
-		n := 0
-		for n < len(todo) && r.pidfds.open(&r.victims[todo[n]]) {
-			n++
-		}
-		if n == 0 {
-			return errors.New("no file descriptor left for a single pidfd: raise ulimit -n")
-		}
-		alive, err := r.alive()
+		piece, err := r.latePiece(todo)
 		if err != nil {
+			for _, i := range todo {
+				r.record(i, err)
+			}
 			return err
 		}
-		for _, i := range todo[:n] {
-			fd, _ := r.pidfds.get(&r.victims[i])
-			if _, ok := alive[r.victims[i].KernelIdentity()]; !ok {
-				fd = -1
-			}
-			r.record(i, errnoError(pidfdKill(fd)))
-		}
-		todo = todo[n:]
+		todo = todo[piece:]
 	}
 	return nil
+}
+
+// latePiece signals as many of todo as there are descriptors for, and returns how many
+// those are. With an error it is none.
+func (r *run) latePiece(todo []int) (n int, err error) {
+	r.pidfds.closeAll()
+	for n < len(todo) && r.pidfds.open(&r.victims[todo[n]]) {
+		n++
+	}
+	if n == 0 {
+		return 0, fmt.Errorf("no file descriptor for a single pidfd: %w: raise ulimit -n", r.pidfds.err)
+	}
+	alive, err := r.alive()
+	if err != nil {
+		return 0, err
+	}
+	for _, i := range todo[:n] {
+		fd, _ := r.pidfds.get(&r.victims[i])
+		if _, ok := alive[r.victims[i].KernelIdentity()]; !ok {
+			fd = -1
+		}
+		r.record(i, errnoError(pidfdKill(fd)))
+	}
+	return n, nil
 }
 
 // errnoError keeps 0 from becoming an error that is not nil.

@@ -64,7 +64,7 @@ func guard() error {
 	}
 	r := newRestorer(t)
 	r.recorded()
-	return r.born()
+	return errors.Join(r.born(), r.failed)
 }
 
 // restorer gives back what was taken. Whoever is still confined to the corral's
@@ -79,6 +79,8 @@ type restorer struct {
 	// What children of the recorded inherit instead of the corral, by parent, and
 	// where that is gone by process group and by session.
 	parents, groups, sessions map[int32]affinity.Set
+	// failed is why the first who lives on could not be let out.
+	failed error
 	// What any of the recorded may use: for descendants whose origin is not to be
 	// seen any more.
 	anybody affinity.Set
@@ -125,8 +127,15 @@ func (r *restorer) recorded() {
 // restore lets one thread out. What it does from now on is its own: its state is
 // read afterwards, so that only what it does after that counts.
 func (r *restorer) restore(tid int32, wanted *affinity.Set) bool {
-	if affinity.Apply(tid, wanted) != 0 {
+	switch errno := affinity.Apply(tid, wanted); errno {
+	case 0:
+	case unix.ESRCH:
 		return false // it has died
+	default:
+		if r.failed == nil {
+			r.failed = fmt.Errorf("restore the affinity of thread %d: %w", tid, errno)
+		}
+		return false
 	}
 	st, err := readStat(int(tid))
 	if err == nil {

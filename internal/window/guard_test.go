@@ -1,11 +1,16 @@
 package window
 
 import (
+	"errors"
 	"math"
 	"os"
+	"os/exec"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/bpfkill/bpfkill/internal/affinity"
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
 
 // TestRelated: whom the guardian takes for a child of the confined.
@@ -40,5 +45,39 @@ func TestRelated(t *testing.T) {
 				t.Errorf("%v, %v; want %v, %v", got, ok, tt.want, tt.ok)
 			}
 		})
+	}
+}
+
+// TestWhoCannotBeLetOutIsSaid: who has died needs nothing, anything else is an error.
+func TestWhoCannotBeLetOutIsSaid(t *testing.T) {
+	dead := exec.Command("true")
+	must(t, dead.Run())
+	r := restorer{unsettled: map[int32]stat{}}
+	if everywhere := (affinity.Set{1}); r.restore(int32(dead.Process.Pid), &everywhere) || r.failed != nil {
+		t.Errorf("of who has died: %v", r.failed)
+	}
+	if r.restore(int32(os.Getpid()), &affinity.Set{}) || !errors.Is(r.failed, unix.EINVAL) {
+		t.Errorf("of CPUs that nobody has: %v, want %v", r.failed, unix.EINVAL)
+	}
+}
+
+// TestRefusedPidfds: only want of descriptors or memory passes.
+func TestRefusedPidfds(t *testing.T) {
+	for err, refused := range map[error]bool{nil: false, unix.EMFILE: false, unix.ENFILE: false, unix.ENOMEM: false, unix.EPERM: true, unix.ENOSYS: true} {
+		if got := (&pidfdSet{err: err}).refused(); (got != nil) != refused || refused && !errors.Is(got, err) {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
+	s := newPidfdSet(1)
+	defer s.Close()
+	gone, here := waitgraph.Process{KernelPID: 1}, waitgraph.Process{KernelPID: 2}
+	dead := exec.Command("true")
+	must(t, dead.Run())
+	gone.PID, here.PID = int32(dead.Process.Pid), int32(os.Getpid())
+	if !s.open(&gone) || !s.open(&here) || s.used != 1 || s.err != nil {
+		t.Errorf("%d in use, %v; want the living one's", s.used, s.err)
+	}
+	if s.open(&waitgraph.Process{KernelPID: 3, Identity: waitgraph.Identity{PID: here.PID}}) || s.refused() != nil {
+		t.Errorf("opened beyond the limit, or refused: %v", s.refused())
 	}
 }

@@ -339,7 +339,7 @@ func TestGuardianKnowsBoth(t *testing.T) {
 	must(t, err)
 	memfd := os.NewFile(uintptr(fd), "test")
 	defer memfd.Close()
-	table, err := newTable(memfd, 2, cpus[0], cpus[1])
+	table, err := newTable(memfd, 2, cpus[0], cpus[1], bootTimeNS())
 	must(t, err)
 	defer table.unmap()
 	procs := []*idle{startIdle(t), startIdle(t)}

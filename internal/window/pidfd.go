@@ -29,6 +29,7 @@ func reservedFDs() int {
 // pidfdSet holds pidfds of processes, up to a limit.
 type pidfdSet struct {
 	fds   map[waitgraph.KernelIdentity]int // -1: the process is gone
+	err   error                            // why the last that could not be opened was not
 	used  int                              // descriptors in use
 	limit int
 }
@@ -51,26 +52,38 @@ func growTable(n int) {
 	}
 }
 
-// open opens a pidfd for p, and reports false when no descriptor is left. A
-// process that is gone takes none.
+// open opens a pidfd for p, and reports false when that cannot be, mostly for want of
+// a descriptor. A process that is gone takes none.
 func (s *pidfdSet) open(p *waitgraph.Process) bool {
 	if _, ok := s.fds[p.KernelIdentity()]; ok {
 		return true
 	}
 	if s.used >= s.limit {
+		s.err = unix.EMFILE
 		return false
 	}
 	fd, err := unix.PidfdOpen(int(p.PID), 0)
 	switch {
-	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM):
-		return false
-	case err != nil:
-		fd = -1
-	default:
+	case err == nil:
 		s.used++
+	case errors.Is(err, unix.ESRCH), errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+		fd = -1 // gone, and the number may be a thread's by now
+	default:
+		s.err = err
+		return false
 	}
 	s.fds[p.KernelIdentity()] = fd
 	return true
+}
+
+// refused is why no pidfd can be had whatever is closed: a seccomp filter that does not
+// know the call, or a security module. It is nil where descriptors or memory were short.
+func (s *pidfdSet) refused() error {
+	switch {
+	case s.err == nil, errors.Is(s.err, unix.EMFILE), errors.Is(s.err, unix.ENFILE), errors.Is(s.err, unix.ENOMEM):
+		return nil
+	}
+	return fmt.Errorf("pidfd_open: %w: is there a seccomp filter or a security module that forbids it?", s.err)
 }
 
 // get returns the pidfd of p, -1 for a process that is gone, and whether p is

@@ -317,6 +317,75 @@ func TestInterruptedAtTheLastMoment(t *testing.T) {
 	}
 }
 
+// listing is a kernel on which something happens while threads are listed, and listing
+// takes its time.
+type listing struct {
+	bpf
+	happens func()
+}
+
+func (k listing) Threads() ([]affinity.Thread, error) {
+	time.Sleep(5 * clockTick)
+	k.happens()
+	threads, err := k.bpf.Threads()
+	time.Sleep(5 * clockTick)
+	return threads, err
+}
+
+// clockTick is what start times in /proc are counted in.
+const clockTick = 10 * time.Millisecond
+
+// TestBornWhileThreadsAreListed: who is in the list, and was not there when the listing
+// began, has its CPUs back all the same.
+func TestBornWhileThreadsAreListed(t *testing.T) {
+	mine := allCPUs(t)
+	k := newKernel(t)
+	shell, in := startShell(t, "read line; sleep 1000 & wait")
+	eventually(t, "the shell reads", func() bool {
+		st, err := readStat(shell)
+		return err == nil && st.state == 'S'
+	})
+	all := processes(t, k)
+	ctx, cancel := context.WithCancel(t.Context())
+	family := func() (pids []int) {
+		for _, p := range processes(t, k) {
+			st, err := readStat(int(p.PID))
+			if err == nil && p.Alive() && (int(p.PID) == shell || int(st.ppid) == shell) {
+				pids = append(pids, int(p.PID))
+			}
+		}
+		return pids
+	}
+	out, err := Run(ctx, listing{k, func() {
+		if ctx.Err() != nil {
+			return // the corral lists them again before it is closed
+		}
+		_, err := in.Write([]byte("\n"))
+		must(t, err)
+		eventually(t, "the child is there", func() bool { return len(family()) == 2 })
+		cancel()
+	}}, byPID(all, shell), options(EngineLoop, all))
+	if out != nil || !errors.Is(err, context.Canceled) {
+		t.Errorf("%+v, %v; want no outcome and %v", out, err, context.Canceled)
+	}
+	pids := family()
+	t.Cleanup(func() {
+		for _, pid := range pids {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+	})
+	if len(pids) != 2 {
+		t.Errorf("%d are alive, want the shell and its child", len(pids))
+	}
+	for _, pid := range pids {
+		cpus, err := affinity.Get(pid)
+		must(t, err)
+		if cpus != mine {
+			t.Errorf("process %d is left on %v", pid, cpus)
+		}
+	}
+}
+
 // undying is a kernel on which the dead are said to hang in the kernel.
 type undying struct {
 	bpf

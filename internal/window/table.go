@@ -41,9 +41,10 @@ func tableBytes(capacity, words uint32) int {
 	return int(unsafe.Sizeof(tableHead{})) + int(capacity)*(int(unsafe.Sizeof(tableEntry{}))+8*int(words))
 }
 
-// newTable makes room for so many threads in an empty memfd. The caller unmaps
-// it.
-func newTable(memfd *os.File, capacity int, cpu, other int) (*table, error) {
+// newTable makes room for so many threads in an empty memfd. beganNS is from before
+// the first of them was looked for: whoever is younger was born since, to be recorded or
+// not. The caller unmaps it.
+func newTable(memfd *os.File, capacity int, cpu, other int, beganNS uint64) (*table, error) {
 	words := maskWords()
 	size := tableBytes(uint32(capacity), words)
 	if err := memfd.Truncate(int64(size)); err != nil {
@@ -53,7 +54,7 @@ func newTable(memfd *os.File, capacity int, cpu, other int) (*table, error) {
 	if err != nil {
 		return nil, err
 	}
-	*t.head = tableHead{capacity: uint32(capacity), words: words, cpu: uint32(cpu), other: int32(other), beganNS: bootTimeNS()}
+	*t.head = tableHead{capacity: uint32(capacity), words: words, cpu: uint32(cpu), other: int32(other), beganNS: beganNS}
 	t.layOut()
 	return t, nil
 }

@@ -214,6 +214,9 @@ func (r *run) identify() error {
 			break
 		}
 	}
+	if err := r.pidfds.refused(); err != nil {
+		return fmt.Errorf("nothing was signalled: %w", err)
+	}
 	alive, err := r.alive()
 	if err != nil {
 		return err
@@ -296,7 +299,10 @@ func (r *run) window(ctx context.Context) (opened bool, err error) {
 	err = r.settle(e, shot)
 	released := clock()
 	r.out.Window.Corral = r.corral.outcome(r.victims)
-	if r.corral != nil {
+	switch {
+	case r.corral != nil && shot.failed != 0: // who was not killed lives on
+		err = errors.Join(err, r.callOff(stance))
+	case r.corral != nil:
 		// Wherever it goes there are others, and opening takes time.
 		r.corral.leave()
 		stance.demote()
