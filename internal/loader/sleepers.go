@@ -118,6 +118,8 @@ func (b *snapshotBuilder) addQueue(q *queues, obj int32, id uint64, through wait
 			n := 1
 			if line != 0 {
 				n = q.calls
+			} else if through == waitgraph.ViaEpoll && b.sleepsThere(obj, r) {
+				continue
 			}
 			for range n {
 				if s := b.addSleeper(obj, r, through); s != nil {
@@ -126,6 +128,18 @@ func (b *snapshotBuilder) addQueue(q *queues, obj int32, id uint64, through wait
 			}
 		}
 	}
+}
+
+// sleepsThere reports whether the sleeper that was added last is another thread of the
+// same process, on the same epoll instance or one behind it: a thousand threads and a
+// million descriptors are one process on a million objects.
+func (b *snapshotBuilder) sleepsThere(obj int32, r *snapshotSleeperRecord) bool {
+	if len(b.snap.Sleepers) == 0 {
+		return false
+	}
+	last := &b.snap.Sleepers[len(b.snap.Sleepers)-1]
+	return r.Tgid != 0 && last.Object == obj && last.Via == waitgraph.ViaEpoll && last.Line == 0 &&
+		last.Process == b.outsider(taskKey{r.Tgid, r.StartNs}, comm(r.Comm[:]))
 }
 
 // calls is how often the end of the other side calls an epoll instance by way of one

@@ -435,3 +435,36 @@ func readFile(t testing.TB, path string) string {
 	}
 	return string(b)
 }
+
+// TestThreadsOnOneInstance: that many threads of a process sleep on an epoll instance
+// that watches many objects is one sleeper for each object.
+func TestThreadsOnOneInstance(t *testing.T) {
+	const instance, objects, threads = 2, 3, 64
+	b := snapshotBuilder{
+		snap: &waitgraph.Snapshot{Objects: make([]waitgraph.Object, objects)}, process: map[taskKey]int32{}, queue: map[uint64]int32{}, master: map[int32]bool{},
+		object: map[uint64]int32{}, file: map[uint64]int32{},
+	}
+	var recs []snapshotSleeperRecord
+	for obj := range uint64(objects) {
+		queue := 100 + 2*obj
+		b.queue[queue] = int32(obj)
+		recs = append(recs, snapshotSleeperRecord{EntryId: 1000 + obj, QueueId: queue, LinkId: instance, Via: viaEpoll})
+	}
+	for thread := range uint64(threads) {
+		recs = append(recs, snapshotSleeperRecord{EntryId: 2000 + thread, QueueId: instance, Tgid: 7, StartNs: 1, Exclusive: 1})
+	}
+	b.addSleepers(recs)
+	if n := len(b.snap.Sleepers); n != objects {
+		t.Errorf("%d sleepers on %d objects, want one each", n, objects)
+	}
+	// Another process beside it is another sleeper.
+	b.snap.Sleepers = nil
+	b.addSleepers(append(recs, snapshotSleeperRecord{EntryId: 3000, QueueId: instance, Tgid: 8, StartNs: 2}))
+	seen := map[int32]int{}
+	for _, s := range b.snap.Sleepers {
+		seen[s.Process]++
+	}
+	if len(b.snap.Sleepers) != 2*objects || len(seen) != 2 {
+		t.Errorf("%d sleepers of %d processes, want %d of 2", len(b.snap.Sleepers), len(seen), 2*objects)
+	}
+}

@@ -196,17 +196,23 @@ func (s *Snapshotter) reset() error {
 	if err := s.objs.Counts.Set(snapshotWalkCounts{}); err != nil {
 		return fmt.Errorf("reset walk counts: %w", err)
 	}
+	// All keys, then the deletions: to look for the first key again after each takes the
+	// kernel through all the buckets that are empty by then.
+	var visited []uint64
 	var key uint64
-	for {
-		if err := s.objs.Visited.NextKey(nil, &key); errors.Is(err, ebpf.ErrKeyNotExist) {
-			return nil
-		} else if err != nil {
-			return fmt.Errorf("reset visited queues: %w", err)
-		}
+	err := s.objs.Visited.NextKey(nil, &key)
+	for ; err == nil; err = s.objs.Visited.NextKey(key, &key) {
+		visited = append(visited, key)
+	}
+	if !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("reset visited queues: %w", err)
+	}
+	for _, key := range visited {
 		if err := s.objs.Visited.Delete(key); err != nil {
 			return fmt.Errorf("reset visited queues: %w", err)
 		}
 	}
+	return nil
 }
 
 // drain empties the ring buffer.
