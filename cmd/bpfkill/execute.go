@@ -68,17 +68,15 @@ func (s *session) execute(ctx context.Context) (status int, err error) {
 	if err := s.linger(ctx); err != nil {
 		s.warn(err.Error())
 	}
-	if err := s.measure(out, before); err != nil {
-		return 0, &exitError{status, err}
-	}
-	if s.quiet {
+	status = max(status, s.unseenForks(s.tools.executor.LostForks()))
+	err = s.measure(out, before)
+	if err != nil || s.quiet || s.output == report.FormatDOT {
 		s.nameThoseLeft(out)
 	}
-	lost, err := s.tools.executor.LostForks()
 	if err != nil {
-		s.warn(err.Error())
+		return 0, &exitError{status, err}
 	}
-	return max(status, s.unseenForks(lost)), nil
+	return status, nil
 }
 
 // identified are the processes that the plan has judged. Of those without a pid the
@@ -146,8 +144,12 @@ func first[T any](list []T, n int) []T { return list[:min(n, len(list))] }
 
 // unseenForks says, quiet or not, that children may have escaped, where that cannot
 // be ruled out: then not every process of the kill set is known to be gone.
-func (s *session) unseenForks(lost uint64) int {
-	if lost == 0 {
+func (s *session) unseenForks(lost uint64, err error) int {
+	switch {
+	case err != nil:
+		fmt.Fprintf(s.stderr, "bpfkill: whether forks on this machine were not seen is not known: children of the killed may live on; look again with --dry-run: %v\n", err)
+		return exitSurvivors
+	case lost == 0:
 		return exitGone
 	}
 	fmt.Fprintf(s.stderr, "bpfkill: %d forks on this machine were not seen: children of the killed may live on; look again with --dry-run\n", lost)

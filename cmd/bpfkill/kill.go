@@ -147,7 +147,8 @@ func surroundings() error {
 // as far as is known; open returns what is known afterwards. Where the engine
 // is free, a batch program that this kernel refuses is no reason not to kill.
 func (s *session) open(batch error) (error, error) {
-	err := s.tools.open(s.dryRun, batch == nil)
+	wanted := s.options.engine == engineAuto || s.options.engine == engineBatch
+	err := s.tools.open(s.dryRun, wanted && batch == nil)
 	if err == nil || batch != nil || s.dryRun || s.options.engine != engineAuto {
 		return batch, err
 	}

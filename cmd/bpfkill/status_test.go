@@ -143,12 +143,16 @@ func TestInterruptedWhileItPlans(t *testing.T) {
 
 // An exit status that is not 0 always has its line.
 func TestUnseenForksAreSaid(t *testing.T) {
-	for _, lost := range []uint64{0, 3} {
+	for _, test := range []struct {
+		lost   uint64
+		err    error
+		status int
+	}{{0, nil, exitGone}, {3, nil, exitSurvivors}, {0, unix.ENOMEM, exitSurvivors}} {
 		var stderr bytes.Buffer
 		s := &session{options: &options{quiet: true}, stderr: &stderr}
-		status := s.unseenForks(lost)
-		if said := strings.Count(stderr.String(), "\n"); (status == exitSurvivors) != (lost > 0) || said != min(int(lost), 1) {
-			t.Errorf("%d lost: exit status %d, stderr %q", lost, status, stderr.String())
+		status := s.unseenForks(test.lost, test.err)
+		if said := strings.Count(stderr.String(), "\n") == 1; status != test.status || said != (status != exitGone) {
+			t.Errorf("%d lost, %v: exit status %d, stderr %q", test.lost, test.err, status, stderr.String())
 		}
 	}
 }

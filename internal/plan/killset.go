@@ -24,7 +24,7 @@ type killSet struct {
 	in     []bool  // by process
 	target []bool  // by process
 	cause  []int32 // by process: the source that made a dependent join
-	under  []int32 // by process: its nearest target ancestor, or -1; only under DependentsDescendants
+	under  []int32 // by process: its nearest target ancestor, or -1; not under DependentsNone
 	state  []uint8 // by source
 	alive  []int32 // by source: holders outside the kill set
 	fired  []int32 // sources that fire or follow, in the order found
@@ -58,7 +58,7 @@ func newKillSet(g *waitgraph.Graph, targets []int32, o Options) *killSet {
 			k.size++
 		}
 	}
-	if o.Dependents == DependentsDescendants {
+	if o.Dependents != DependentsNone {
 		k.markDescendants()
 	}
 	// Sources in order rather than through the targets: the memory is then
@@ -95,13 +95,13 @@ func (k *killSet) killable(p int32) bool {
 // joins reports whether p joins the kill set when source s would wake it. To
 // descend from a dependent adds nothing: under the policy that asks, every
 // dependent descends from a target itself. Who waits for the exit itself, as
-// shells and supervisors do, does not depend on the process: it is never killed
-// for being told.
+// shells and supervisors do, does not depend on the process: it is not killed
+// for being told, unless it descends from a target.
 func (k *killSet) joins(p, s int32) bool {
 	switch k.options.Dependents {
 	case DependentsAll:
 		c := k.g.Sources[s].Channel
-		return c != waitgraph.ChannelChild && c != waitgraph.ChannelPidfd && k.killable(p)
+		return (k.under[p] >= 0 || c != waitgraph.ChannelChild && c != waitgraph.ChannelPidfd) && k.killable(p)
 	case DependentsDescendants:
 		return k.under[p] >= 0 && k.killable(p)
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
 
@@ -49,6 +51,16 @@ func TestKillSet(t *testing.T) {
 			spec:    spec{processes: 3, parent: []int{-1, 0, -1}, sources: incident, targets: []int32{0}, options: all},
 			order:   []int32{1, 2, 0},
 			because: []string{"waits on pipe:[0], held by a[100]", "waits on pipe:[0], held by a[100]", ""}, naive: 2},
+		{name: "all: who waits for its child's exit joins, if it descends from a target",
+			spec:   spec{processes: 3, parent: []int{-1, 0, 1}, targets: []int32{0}, options: all, sources: incident[:0]},
+			change: both(addPipe(0, 2), awaitsItsChild(-1, 0, 1)),
+			order:  []int32{1, 2, 0}, naive: 1,
+			because: []string{"waits on exit of 102, held by c[102]", "waits on pipe:[0], held by a[100]", ""}},
+		{name: "all: a stranger who does wakes",
+			spec:   spec{processes: 3, parent: []int{-1, -1, 1}, targets: []int32{0}, options: all, sources: incident[:0]},
+			change: both(addPipe(0, 2), awaitsItsChild(-1, -1, 1)),
+			order:  []int32{2, 0}, because: []string{"waits on pipe:[0], held by a[100]", ""},
+			bystanders: [][2]int{{1, 2}}, naive: 1, wakes: 1},
 		{name: "none joins",
 			spec:  spec{processes: 3, parent: []int{-1, 0, -1}, sources: incident, targets: []int32{0}, options: none},
 			order: []int32{0}, because: []string{""}, bystanders: [][2]int{{1, 0}, {2, 0}}, naive: 2, wakes: 2},
@@ -127,6 +139,17 @@ func TestKillSet(t *testing.T) {
 				t.Errorf("predicted %+v, want %d naively and %d", p.Predicted, test.naive, test.wakes)
 			}
 		})
+	}
+}
+
+// awaitsItsChild has process 1 wait for the exit of a child, in a family whose parents
+// are these.
+func awaitsItsChild(parents ...int32) func(*waitgraph.Snapshot) {
+	return func(s *waitgraph.Snapshot) {
+		for _, parent := range parents {
+			s.Kin = append(s.Kin, waitgraph.Kin{Parent: parent, Tracer: -1, ExitSignal: int32(unix.SIGCHLD), ExitQueue: -1, SignalQueue: -1})
+		}
+		s.ChildWaits = []waitgraph.ChildWait{{Process: 1, Child: -1}}
 	}
 }
 
