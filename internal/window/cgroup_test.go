@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfkill/bpfkill/internal/affinity"
 	"github.com/bpfkill/bpfkill/internal/cgroup2"
 	"github.com/bpfkill/bpfkill/internal/loader"
 	"github.com/bpfkill/bpfkill/internal/nstest"
@@ -178,5 +179,34 @@ func TestCgroupOfUnknownCgroup(t *testing.T) {
 	testCgroup(t, "")
 	if kill, err := CgroupOf([]waitgraph.Process{{CgroupID: 1<<63 + 5}}); err == nil {
 		t.Errorf("%q, want an error", kill)
+	}
+}
+
+// TestFailedEngine: an engine that fails as a whole has signalled nobody. That is said
+// of each, and each has the CPUs that it had.
+func TestFailedEngine(t *testing.T) {
+	mine := allCPUs(t)
+	top := testCgroup(t, "")
+	k := newKernel(t)
+	s := stage(t, "sleepers", 4)
+	for _, p := range s.Processes() {
+		moveInto(t, top, p.PID)
+	}
+	all := processes(t, k)
+	victims := membersOf(t, s, all)
+	o := options(EngineCgroup, all)
+	o.CgroupKill = filepath.Join(top, "cgroup.type") // takes another word
+	out, err := Run(t.Context(), k, victims, o)
+	if out == nil || !errors.Is(err, unix.EINVAL) {
+		t.Fatalf("%+v, %v; want an outcome and %v", out, err, unix.EINVAL)
+	}
+	if len(out.Refused) != len(victims) || out.Signalled != 0 || len(out.Survivors) != 0 || out.Window.Corral == nil {
+		t.Errorf("%+v, want %d refused, and that there was a corral", out, len(victims))
+	}
+	for i := range victims {
+		cpus, err := affinity.Get(int(victims[i].PID))
+		if err != nil || cpus != mine {
+			t.Errorf("%v is left on %v, %v", &victims[i], cpus, err)
+		}
 	}
 }
