@@ -78,6 +78,9 @@ func prepareCorral(ctx context.Context, k Kernel, g *guardian) (*corral, error) 
 	if err != nil {
 		return nil, err
 	}
+	if err := visible(threads); err != nil {
+		return nil, err
+	}
 	if c.cpu, err = chooseCPU(c.own, threads); err != nil {
 		return nil, err
 	}
@@ -99,6 +102,28 @@ func prepareCorral(ctx context.Context, k Kernel, g *guardian) (*corral, error) 
 		c.add(&threads[i], &threads[i].Wanted)
 	}
 	return c, nil
+}
+
+// visible returns an error where /proc hides processes (hidepid=) that are in the kill
+// set: who the guardian does not see it does not let out. From root nothing is hidden.
+func visible(threads []affinity.Thread) error {
+	if unix.Geteuid() == 0 {
+		return nil
+	}
+	for i := range threads {
+		t := &threads[i]
+		if t.TID != t.PID {
+			continue
+		}
+		_, err := readStat(int(t.PID))
+		if err == nil {
+			continue
+		}
+		if _, gone := affinity.Get(int(t.PID)); gone == nil {
+			return fmt.Errorf("process %d is hidden in /proc (hidepid; CAP_SYS_PTRACE sees all): %w", t.PID, err)
+		}
+	}
+	return nil
 }
 
 // chooseCPU takes the CPU of the killer's own that most of the threads may run

@@ -485,3 +485,32 @@ func named(t *testing.T, comm string) (pids []int) {
 	}
 	return pids
 }
+
+// TestHiddenProcesses: whom /proc does not show the guardian cannot let out.
+func TestHiddenProcesses(t *testing.T) {
+	nstest.Require(t)
+	target := startIdle(t).Process.Pid
+	threads := []affinity.Thread{{PID: int32(target), TID: int32(target)}}
+	must(t, unix.Mount("proc", "/proc", "proc", 0, "hidepid=2"))
+	defer func() { must(t, unix.Unmount("/proc", unix.MNT_DETACH)) }()
+	as := func(uid uintptr) error {
+		result := make(chan error)
+		go func() {
+			runtime.LockOSThread() // and ends with it, as only this thread is somebody else
+			for _, call := range [][4]uintptr{{unix.SYS_SETGROUPS}, {unix.SYS_SETRESGID, uid, uid, uid}, {unix.SYS_SETRESUID, uid, uid, uid}} {
+				if _, _, errno := unix.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 {
+					result <- errno
+					return
+				}
+			}
+			result <- visible(threads)
+		}()
+		return <-result
+	}
+	if err := as(0); err != nil {
+		t.Errorf("as root: %v", err)
+	}
+	if err := as(65534); err == nil || !strings.Contains(err.Error(), "hidepid") {
+		t.Errorf("as nobody: %v, want an error that names hidepid", err)
+	}
+}
