@@ -122,7 +122,7 @@ var useful = []struct {
 	{"CAP_SYS_NICE", unix.CAP_SYS_NICE, "for SCHED_FIFO and the corral"},
 	{"CAP_IPC_LOCK", unix.CAP_IPC_LOCK, "to lock its own memory"},
 	{"CAP_SYS_RESOURCE", unix.CAP_SYS_RESOURCE, "for more descriptors, and to be spared by the OOM killer"},
-	{"CAP_SYS_PTRACE", unix.CAP_SYS_PTRACE, "to take descriptors of other users' processes"},
+	{"CAP_SYS_PTRACE", unix.CAP_SYS_PTRACE, "for the corral, where /proc is mounted with hidepid="},
 }
 
 // Capabilities returns the capabilities that bpfkill uses, and which of them the
