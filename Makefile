@@ -143,7 +143,7 @@ vmtest-scale: kernels
 	VMTEST=1 VMTEST_MEMORY_MIB=3072 VMTEST_JOBS=1 VMTEST_PACKAGES=./vmtests/scale \
 		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout 90m
 
-incident: build kernels
+incident: setup build kernels
 	rm -f bin/incident.jsonl
 	VMTEST=1 $(INCIDENT) INCIDENT_RESULTS=$(CURDIR)/bin/incident.jsonl \
 		$(GO) test ./vmtests -count=1 -run TestIncident -v -timeout 10h; status=$$?; \
