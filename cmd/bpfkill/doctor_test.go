@@ -2,11 +2,14 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/bpfkill/bpfkill/internal/loader"
 	"github.com/bpfkill/bpfkill/internal/nstest"
@@ -34,12 +37,37 @@ func TestDoctor(t *testing.T) {
 	if !d.Works || d.Engine != engine || d.Version != 1 {
 		t.Errorf("works: %v, engine %q, want %q", d.Works, d.Engine, engine)
 	}
+	answers := map[string]report.Answer{}
 	for _, f := range d.Features {
+		answers[f.Name] = f.Answer
 		if f.Needed && f.Answer != report.Yes {
 			t.Errorf("%+v", f)
 		}
-		if f.Name == "batch engine" && (f.Answer == report.Yes) != batch {
-			t.Errorf("%+v", f)
+	}
+	// What this kernel has by its version, whatever it says when it is asked.
+	for name, since := range map[string][2]int{
+		"iterators": {5, 8}, "wait-queue walk": {5, 8}, "tripwire": {5, 10}, "loop engine": {5, 10}, "corral": {5, 10},
+		"wakes measured": {5, 10}, "process_mrelease": {5, 15}, "pidfd_getfd": {5, 6}, "batch engine": {6, 13}, "cgroup.kill": {5, 14},
+		"SCHED_FIFO": {}, "locked memory": {},
+	} {
+		want := report.No
+		if atLeast(t, since[0], since[1]) {
+			want = report.Yes
+		}
+		got, there := answers[name]
+		if name == "cgroup.kill" && got == report.Unknown {
+			continue // no cgroup below the root to look at
+		}
+		if !there || got != want {
+			t.Errorf("%s: %q, want %q", name, got, want)
+		}
+	}
+	for name, bit := range map[string]int{
+		"CAP_BPF": unix.CAP_BPF, "CAP_PERFMON": unix.CAP_PERFMON, "CAP_SYSLOG": unix.CAP_SYSLOG, "CAP_KILL": unix.CAP_KILL,
+		"CAP_SYS_NICE": unix.CAP_SYS_NICE, "CAP_IPC_LOCK": unix.CAP_IPC_LOCK, "CAP_SYS_RESOURCE": unix.CAP_SYS_RESOURCE, "CAP_SYS_PTRACE": unix.CAP_SYS_PTRACE,
+	} {
+		if held := effective(t)>>bit&1 != 0; (answers[name] == report.Yes) != held {
+			t.Errorf("%s: %q, and it is held: %v", name, answers[name], held)
 		}
 	}
 	unharmed(t, s)
@@ -49,6 +77,34 @@ func TestDoctor(t *testing.T) {
 			t.Errorf("%s is still there", c)
 		}
 	}
+}
+
+// effective is the set of capabilities that count, as /proc has it.
+func effective(t *testing.T) (set uint64) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(b), "CapEff:")
+	if _, err := fmt.Sscanf(after, "%x", &set); err != nil {
+		t.Fatal(err)
+	}
+	return set
+}
+
+// atLeast reports whether the running kernel is of that version or later.
+func atLeast(t *testing.T, major, minor int) bool {
+	t.Helper()
+	release, err := loader.Kernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var a, b int
+	if _, err := fmt.Sscanf(release, "%d.%d", &a, &b); err != nil {
+		t.Fatal(err)
+	}
+	return a > major || a == major && b >= minor
 }
 
 func TestDoctorWithoutPrivileges(t *testing.T) {

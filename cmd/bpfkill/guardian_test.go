@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -230,7 +231,14 @@ func requireNothingLoaded(t *testing.T) {
 	}
 }
 
-// loaded lists the BPF programs that could signal.
+// attached are the programs that bpfkill attaches, or with which it signals.
+var attached = []string{
+	"track_fork", "forget_fork", "tripwire", "deliver", "count_switch",
+	"waking", "signal_generate", "signal_deliver", "process_exit", "segment", "set_sock_state", "switching", "returning", "swapped_in",
+	"watch_waking", "watch_exit",
+}
+
+// loaded lists those that are loaded.
 func loaded(t *testing.T) (names []string) {
 	t.Helper()
 	for id := ebpf.ProgramID(0); ; {
@@ -246,7 +254,7 @@ func loaded(t *testing.T) (names []string) {
 		if err != nil {
 			continue // gone
 		}
-		if info, err := p.Info(); err == nil && (info.Name == "tripwire" || info.Name == "deliver" || info.Name == "track_fork") {
+		if info, err := p.Info(); err == nil && slices.Contains(attached, info.Name) {
 			names = append(names, info.Name)
 		}
 		p.Close()

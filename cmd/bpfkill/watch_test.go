@@ -70,6 +70,9 @@ func TestWatch(t *testing.T) {
 			t.Errorf("interval %d: %+v", i, w)
 		}
 	}
+	if nstest.InVM() {
+		requireNothingLoaded(t)
+	}
 }
 
 func wakes(w *report.Watch, from, to int32) (n uint64) {
