@@ -40,7 +40,7 @@ var (
 	incidentBus     = []string{"virtio_pci"}
 )
 
-var incidentProgram = testPackage{path: "./vmtests/incident", timeout: 12 * time.Minute, leaves: true}
+var incidentProgram = testPackage{path: "./vmtests/incident", timeout: 12 * time.Minute}
 
 // TestIncident boots a machine for each kernel, strategy and run, and stages the
 // incident in it.

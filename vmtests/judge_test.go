@@ -13,8 +13,6 @@ func TestJudge(t *testing.T) {
 	redA := protocol.Outcome{Name: "./a", Status: "exit status 1", Counts: protocol.Counts{Failed: 1}, Failures: []string{"TestA"}}
 	redB := protocol.Outcome{Name: "./b", Status: "exit status 1", Counts: protocol.Counts{Failed: 1}, Failures: []string{"TestB"}}
 	other := protocol.Outcome{Name: "./b", Status: "exit status 1", Counts: protocol.Counts{Failed: 1}, Failures: []string{"TestC"}}
-	untidy := protocol.Outcome{Name: "./b", Strays: 2}
-	untidyFault := protocol.Outcome{Name: "./b", Status: "exit status 1", Failures: []string{"TestB"}, Strays: 2}
 	broken := protocol.Outcome{Name: "./b", Status: "signal: killed"}
 	for _, tc := range []struct {
 		name     string
@@ -25,8 +23,6 @@ func TestJudge(t *testing.T) {
 	}{
 		{"green", []protocol.Outcome{green, green}, "", false, ""},
 		{"red", []protocol.Outcome{green, redB}, "", false, "./b: exit status 1: TestB"},
-		{"processes left behind", []protocol.Outcome{green, untidy}, "", false, "./b: passed, and left 2 processes behind"},
-		{"processes left behind by a fault", []protocol.Outcome{redA, untidyFault}, "", true, ""},
 		{"a package was not run", []protocol.Outcome{green}, "", false, "1 of 2 packages"},
 		{"the guest could not", nil, "mount /proc", false, "mount /proc"},
 		{"fault noticed", []protocol.Outcome{redA, redB}, "", true, ""},

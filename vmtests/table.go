@@ -10,8 +10,6 @@ type testPackage struct {
 	// feelsFault names the test that must fail without a tripwire; empty for
 	// none. With the fault injected only such tests run.
 	feelsFault string
-	// leaves is set where what it staged may be left to the end of the machine.
-	leaves bool
 }
 
 // programs says what runs in every guest. Timeouts are for an emulated
@@ -27,7 +25,7 @@ var programs = []testPackage{
 }
 
 // onRequest runs only where VMTEST_PACKAGES names it: it wants 3 GiB.
-var onRequest = []testPackage{{path: "./vmtests/scale", timeout: 15 * time.Minute, leaves: true}}
+var onRequest = []testPackage{{path: "./vmtests/scale", timeout: 15 * time.Minute}}
 
 // commands are the tools that the tests drive, and the environment variable
 // that says where each is.

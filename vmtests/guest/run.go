@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -39,6 +40,9 @@ func run(console *console, program protocol.Program, env []string) protocol.Outc
 	limit := time.AfterFunc(program.Timeout+15*time.Second, func() { _ = child.Kill() })
 	status := reapUntil(child.Pid)
 	overstayed := !limit.Stop()
+	if names := running(); len(names) > 0 {
+		console.say("guest: " + program.Name + " left behind: " + strings.Join(names, ", "))
+	}
 	outcome.Strays = endStrays()
 	<-drained // nobody is left to hold the pipe
 	stdout.Close()
@@ -93,6 +97,20 @@ func reapUntil(pid int) unix.WaitStatus {
 			return status
 		}
 	}
+}
+
+// running names the processes but this one that have not exited, and are not the
+// kernel's, twenty of them at most.
+func running() (names []string) {
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline") // the pattern is well-formed
+	for _, path := range lines {
+		line, err := os.ReadFile(path)
+		if dir := filepath.Dir(path); err == nil && len(line) > 0 && dir != "/proc/1" && len(names) < 20 {
+			comm, _ := os.ReadFile(filepath.Join(dir, "comm"))
+			names = append(names, strings.TrimSpace(string(comm))+" "+filepath.Base(dir))
+		}
+	}
+	return names
 }
 
 // endStrays kills what a program left running and says how many there were.
