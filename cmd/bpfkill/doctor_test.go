@@ -51,7 +51,7 @@ func TestDoctor(t *testing.T) {
 		"SCHED_FIFO": {}, "locked memory": {},
 	} {
 		want := report.No
-		if atLeast(t, since[0], since[1]) {
+		if nstest.KernelAtLeast(t, since[0], since[1]) {
 			want = report.Yes
 		}
 		got, there := answers[name]
@@ -91,20 +91,6 @@ func effective(t *testing.T) (set uint64) {
 		t.Fatal(err)
 	}
 	return set
-}
-
-// atLeast reports whether the running kernel is of that version or later.
-func atLeast(t *testing.T, major, minor int) bool {
-	t.Helper()
-	release, err := loader.Kernel()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var a, b int
-	if _, err := fmt.Sscanf(release, "%d.%d", &a, &b); err != nil {
-		t.Fatal(err)
-	}
-	return a > major || a == major && b >= minor
 }
 
 func TestDoctorWithoutPrivileges(t *testing.T) {

@@ -18,7 +18,7 @@ import (
 func TestBatchIsThereSince613(t *testing.T) {
 	nstest.Require(t)
 	err := HaveBatch()
-	switch since := atLeast(t, 6, 13); {
+	switch since := nstest.KernelAtLeast(t, 6, 13); {
 	case since && err != nil:
 		t.Errorf("this kernel should have the batch engine: %v", err)
 	case !since && (!errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), BatchSince)):
@@ -31,7 +31,7 @@ func TestBatchIsThereSince613(t *testing.T) {
 func requireBatch(t *testing.T) {
 	t.Helper()
 	nstest.Require(t)
-	if !atLeast(t, 6, 13) {
+	if !nstest.KernelAtLeast(t, 6, 13) {
 		t.Skip("the batch engine needs Linux " + BatchSince)
 	}
 }

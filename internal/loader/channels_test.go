@@ -450,7 +450,7 @@ func TestCgroupEmpties(t *testing.T) {
 	seen := func() bool {
 		return slices.ContainsFunc(wakesOf(t, o, v.process(t, selfPID)), func(w Wake) bool { return w.Channel == waitgraph.ChannelOther })
 	}
-	if want := !atLeast(t, 6, 19); seen() != want {
+	if want := !nstest.KernelAtLeast(t, 6, 19); seen() != want {
 		t.Errorf("measured: %v, want %v", !want, want)
 	}
 }

@@ -171,17 +171,24 @@ func startNested(t *testing.T, role string, files ...*os.File) *process {
 	}, files...)
 }
 
-// TestMemoryIsThatOfPageTables: the counters of a sleeper, summed over all CPUs,
-// are exact since v6.2 (f1a7941243c1). Before that each thread keeps up to 64
-// events of each of three kinds to itself (TASK_RSS_EVENTS_THRESH).
+// stageMemory starts processes of so many bytes each, and returns by how many their
+// counters may be off. Those of a sleeper, summed over all CPUs, are exact since v6.2
+// (f1a7941243c1). Before that each thread keeps up to 64 events of each of three kinds
+// to itself (TASK_RSS_EVENTS_THRESH).
+func stageMemory(t *testing.T, each int64) (s *storm.Storm, tolerance int) {
+	t.Helper()
+	s = stage(t, storm.Options{Topology: "smtp", Processes: 2, MemBytes: each})
+	if !nstest.KernelAtLeast(t, 6, 2) {
+		tolerance = 3 * 64 * os.Getpagesize()
+	}
+	return s, tolerance
+}
+
+// TestMemoryIsThatOfPageTables: what a process has is what its page tables map.
 func TestMemoryIsThatOfPageTables(t *testing.T) {
 	nstest.Require(t)
 	const each = 3 << 20
-	s := stage(t, storm.Options{Topology: "smtp", Processes: 2, MemBytes: each})
-	tolerance := 0
-	if !atLeast(t, 6, 2) {
-		tolerance = 3 * 64 * os.Getpagesize()
-	}
+	s, tolerance := stageMemory(t, each)
 	v := take(t)
 	for _, m := range s.Processes() {
 		got := int(v.process(t, m.PID).RSSBytes)
@@ -196,12 +203,7 @@ func TestMemoryIsThatOfPageTables(t *testing.T) {
 func TestSwapIsWhatTheStatusSays(t *testing.T) {
 	nstest.Require(t)
 	nstest.SwapSpace(t)
-	const each = 3 << 20
-	s := stage(t, storm.Options{Topology: "smtp", Processes: 2, MemBytes: each})
-	tolerance := 0
-	if !atLeast(t, 6, 2) {
-		tolerance = 3 * 64 * os.Getpagesize()
-	}
+	s, tolerance := stageMemory(t, 3<<20)
 	if _, err := s.SwapOut(t.Context()); err != nil {
 		t.Fatal(err)
 	}

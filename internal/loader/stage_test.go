@@ -466,20 +466,6 @@ func status(t testing.TB, pid int) map[string]string {
 	return out
 }
 
-// atLeast reports whether the running kernel is of that version or later.
-func atLeast(t testing.TB, major, minor int) bool {
-	t.Helper()
-	release, err := Kernel()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var a, b int
-	if _, err := fmt.Sscanf(release, "%d.%d", &a, &b); err != nil {
-		t.Fatal(err)
-	}
-	return a > major || a == major && b >= minor
-}
-
 // kill ends a process by hand and waits until it is dead.
 func kill(t testing.TB, pid int) {
 	t.Helper()

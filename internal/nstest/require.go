@@ -28,19 +28,35 @@ func Require(t testing.TB) {
 }
 
 func checkKernel() error {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return fmt.Errorf("uname: %w", err)
-	}
-	release := unix.ByteSliceToString(u.Release[:])
-	var major, minor int
-	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
-		return fmt.Errorf("kernel release %q: %w", release, err)
-	}
-	if major < 5 || (major == 5 && minor < 10) {
+	if recent, release, err := atLeast(5, 10); err != nil {
+		return err
+	} else if !recent {
 		return fmt.Errorf("kernel %s: Linux 5.10 or later is needed", release)
 	}
 	return nil
+}
+
+// KernelAtLeast reports whether the running kernel is of that version or later.
+func KernelAtLeast(t testing.TB, major, minor int) bool {
+	t.Helper()
+	recent, _, err := atLeast(major, minor)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return recent
+}
+
+func atLeast(major, minor int) (recent bool, release string, err error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return false, "", fmt.Errorf("uname: %w", err)
+	}
+	release = unix.ByteSliceToString(u.Release[:])
+	var a, b int
+	if _, err := fmt.Sscanf(release, "%d.%d", &a, &b); err != nil {
+		return false, release, fmt.Errorf("kernel release %q: %w", release, err)
+	}
+	return a > major || a == major && b >= minor, release, nil
 }
 
 func checkPidfd() error {

@@ -49,17 +49,6 @@ func moveInto(t *testing.T, dir string, pid int) {
 	must(t, os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0))
 }
 
-// haveCgroupKill reports whether this kernel has cgroup.kill.
-func haveCgroupKill(t *testing.T) bool {
-	t.Helper()
-	release, err := loader.Kernel()
-	must(t, err)
-	var major, minor int
-	_, err = fmt.Sscanf(release, "%d.%d", &major, &minor)
-	must(t, err)
-	return major > 5 || major == 5 && minor >= 14
-}
-
 // startShell starts a shell that does what it is told to, and returns its standard input.
 func startShell(t *testing.T, script string) (pid int, in io.Writer) {
 	t.Helper()
@@ -103,7 +92,7 @@ func TestCgroupEngine(t *testing.T) {
 			o := options(EngineCgroup, all)
 			var err error
 			o.CgroupKill, err = CgroupOf(victims)
-			if !haveCgroupKill(t) {
+			if !nstest.KernelAtLeast(t, 5, 14) {
 				if err == nil || !strings.Contains(err.Error(), loader.CgroupKillSince) {
 					t.Errorf("%v, want an error that names Linux %s", err, loader.CgroupKillSince)
 				}
