@@ -157,8 +157,7 @@ static __always_inline bool descends_from_doomed(__s32 tgid, __u64 start_ns)
  * its ancestors' doom is looked up, and the loader dooms them before it reads
  * the map: whichever comes second sees the other. The child does not run yet.
  */
-SEC("tp_btf/sched_process_fork")
-int BPF_PROG(track_fork, struct task_struct *parent, struct task_struct *child)
+static __always_inline void record_fork(struct task_struct *parent, struct task_struct *child)
 {
 	__s32 tgid = child->tgid, parent_tgid = parent->tgid;
 	struct forked f = {
@@ -175,7 +174,7 @@ int BPF_PROG(track_fork, struct task_struct *parent, struct task_struct *child)
 	if (tgid == parent_tgid) {
 		if (find_doomed(parent))
 			__sync_fetch_and_add(&births, 1);
-		return 0;
+		return;
 	}
 	if (bpf_map_update_elem(&forks, &tgid, &f, BPF_ANY))
 		__sync_fetch_and_add(&lost_forks, 1);
@@ -183,10 +182,28 @@ int BPF_PROG(track_fork, struct task_struct *parent, struct task_struct *child)
 	if (own)
 		own->has_children = true;
 	if (!descends_from_doomed(parent_tgid, f.parent_start_ns))
-		return 0;
+		return;
 	if (bpf_map_update_elem(&doomed, &tgid, &inherited, BPF_ANY))
 		__sync_fetch_and_add(&lost_forks, 1);
 	__sync_fetch_and_add(&births, 1);
+}
+
+SEC("tp_btf/sched_process_fork")
+int BPF_PROG(track_fork, struct task_struct *parent, struct task_struct *child)
+{
+	record_fork(parent, child);
+	return 0;
+}
+
+/* The same where a tracepoint's programs can be preempted, and are skipped for whoever
+ * forks meanwhile (v7.0): the last thing that a fork can not fail after, with interrupts
+ * off (copy_process, under tasklist_lock). setsid(2) and setpgid(2) call it, too, for
+ * another type. */
+SEC("fentry/attach_pid")
+int BPF_PROG(track_attach, struct task_struct *child, enum pid_type type)
+{
+	if (type == PIDTYPE_PID)
+		record_fork(bpf_get_current_task_btf(), child);
 	return 0;
 }
 

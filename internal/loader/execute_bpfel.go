@@ -86,6 +86,7 @@ const (
 	executeProgForgetFork       = "forget_fork"
 	executeProgMappings         = "mappings"
 	executeProgThreads          = "threads"
+	executeProgTrackAttach      = "track_attach"
 	executeProgTrackFork        = "track_fork"
 	executeProgTripwire         = "tripwire"
 	executeVarBirths            = "births"
@@ -153,6 +154,7 @@ type executeProgramSpecs struct {
 	ForgetFork  *ebpf.ProgramSpec `ebpf:"forget_fork"`
 	Mappings    *ebpf.ProgramSpec `ebpf:"mappings"`
 	Threads     *ebpf.ProgramSpec `ebpf:"threads"`
+	TrackAttach *ebpf.ProgramSpec `ebpf:"track_attach"`
 	TrackFork   *ebpf.ProgramSpec `ebpf:"track_fork"`
 	Tripwire    *ebpf.ProgramSpec `ebpf:"tripwire"`
 }
@@ -252,6 +254,7 @@ type executePrograms struct {
 	ForgetFork  *ebpf.Program `ebpf:"forget_fork"`
 	Mappings    *ebpf.Program `ebpf:"mappings"`
 	Threads     *ebpf.Program `ebpf:"threads"`
+	TrackAttach *ebpf.Program `ebpf:"track_attach"`
 	TrackFork   *ebpf.Program `ebpf:"track_fork"`
 	Tripwire    *ebpf.Program `ebpf:"tripwire"`
 }
@@ -263,6 +266,7 @@ func (p *executePrograms) Close() error {
 		p.ForgetFork,
 		p.Mappings,
 		p.Threads,
+		p.TrackAttach,
 		p.TrackFork,
 		p.Tripwire,
 	)

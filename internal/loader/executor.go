@@ -34,6 +34,8 @@ type Executor struct {
 
 	isolated affinity.Set // see affinity.Undo
 
+	tracker string // the program that records forks
+
 	filtersTasks bool // see readMappings
 }
 
@@ -54,6 +56,27 @@ const forksMin = 32 << 10
 // return on, every process is in a snapshot taken later, or has its fork
 // recorded. The caller closes it.
 func NewExecutor(o ExecutorOptions) (*Executor, error) {
+	var errs []error
+	for _, tracker := range trackers() {
+		e, err := loadExecutor(o, tracker)
+		if err == nil {
+			return e, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+// trackers are the programs that can record forks here, the best one first: where
+// tracepoints are preemptible that is an fentry, which needs the kernel's function tracer.
+func trackers() []string {
+	if preemptible() {
+		return []string{executeProgTrackAttach, executeProgTrackFork}
+	}
+	return []string{executeProgTrackFork}
+}
+
+func loadExecutor(o ExecutorOptions, tracker string) (*Executor, error) {
 	spec, err := loadExecute()
 	if err != nil {
 		return nil, fmt.Errorf("parse execute object: %w", err)
@@ -71,7 +94,14 @@ func NewExecutor(o ExecutorOptions) (*Executor, error) {
 	if HaveReap() != nil {
 		delete(spec.Programs, executeProgMappings)
 	}
-	addSpares(spec, executeProgTrackFork)
+	for _, program := range []string{executeProgTrackFork, executeProgTrackAttach} {
+		if program != tracker {
+			delete(spec.Programs, program)
+		}
+	}
+	if tracker == executeProgTrackFork {
+		addSpares(spec, tracker)
+	}
 	addSeconds(spec, executeProgForgetFork, executeProgTripwire)
 	capKill, err := hasCapability(unix.CAP_KILL)
 	if err != nil {
@@ -94,11 +124,11 @@ func NewExecutor(o ExecutorOptions) (*Executor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load execute programs: %w", err)
 	}
-	e := &Executor{coll: coll, filtersTasks: filtersTasks(), isolated: affinity.Isolated()}
+	e := &Executor{coll: coll, tracker: tracker, filtersTasks: filtersTasks(), isolated: affinity.Isolated()}
 	if e.words, err = mapWords(coll, spec); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
-	for _, program := range []string{executeProgTrackFork, executeProgForgetFork} {
+	for _, program := range []string{tracker, executeProgForgetFork} {
 		if err := e.attach(program); err != nil {
 			return nil, errors.Join(err, e.Close())
 		}
@@ -319,8 +349,8 @@ func (e *Executor) LostForks() (n uint64, err error) {
 }
 
 func (e *Executor) unrecordedForks() (n uint64, err error) {
-	missed, err := missedRuns(e.coll, executeProgTrackFork)
-	copies := uint64(len(copiesOf(e.coll, executeProgTrackFork))) // each of which counts
+	missed, err := missedRuns(e.coll, e.tracker)
+	copies := uint64(len(copiesOf(e.coll, e.tracker))) // each of which counts
 	return (e.words.load(executeVarLostForks)+copies-1)/copies + missed, err
 }
 
