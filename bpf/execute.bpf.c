@@ -433,4 +433,38 @@ int deliver(struct deliver_args *args)
 	return 0;
 }
 
+#define MSEC 1000000ULL
+#define LEFT_UNKNOWN (~0U)
+
+/* How many milliseconds a real-time thread may have the CPU that the caller, an
+ * ordinary one, is on, before the kernel takes it away: since v6.12 for ordinary ones,
+ * when these have waited for most of a period that began when it last reckoned with
+ * them (fair_server); before that for having used up what real-time threads may use
+ * until the end of theirs (rt_rq). */
+SEC("syscall")
+int cpu_left(void *ctx)
+{
+	struct task_struct *current = (void *)bpf_get_current_task();
+	__u64 left = LEFT_UNKNOWN * MSEC, used, may;
+	struct rq *rq;
+
+	if (!bpf_core_field_exists(current->se.cfs_rq))
+		return LEFT_UNKNOWN;
+	rq = BPF_CORE_READ(current, se.cfs_rq, rq);
+	if (bpf_core_field_exists(rq->fair_server)) {
+		used = BPF_CORE_READ(rq, fair_server.dl_runtime);
+		may = BPF_CORE_READ(rq, fair_server.deadline) - BPF_CORE_READ(rq, clock);
+		if (used) /* 0: it is switched off */
+			left = (__s64)may > (__s64)used ? may - used : 0;
+	}
+	if (bpf_core_field_exists(rq->rt.rt_time)) {
+		used = BPF_CORE_READ(rq, rt.rt_time);
+		may = BPF_CORE_READ(rq, rt.rt_runtime);
+		may = may > used ? may - used : 0;
+		if (may < left)
+			left = may;
+	}
+	return left / MSEC;
+}
+
 char LICENSE[] SEC("license") = "Dual MIT/GPL";

@@ -414,8 +414,27 @@ struct signal_struct {
 	unsigned int is_child_subreaper : 1;
 };
 
+struct sched_dl_entity {
+	__u64 dl_runtime, deadline;
+};
+
+struct rt_rq { /* with CONFIG_RT_GROUP_SCHED only, since v6.12, 5f6bd380c7bd */
+	__u64 rt_time, rt_runtime;
+};
+
+struct rq { /* a CPU's run queues */
+	__u64 clock;
+	struct rt_rq rt;
+	struct sched_dl_entity fair_server; /* since v6.12, 557a6bfc662c */
+};
+
+struct cfs_rq { /* what points to it exists with CONFIG_FAIR_GROUP_SCHED only */
+	struct rq *rq;
+};
+
 struct sched_entity {
 	__u64 sum_exec_runtime;
+	struct cfs_rq *cfs_rq;
 };
 
 struct cpumask { /* its size is the kernel's NR_CPUS in bits */

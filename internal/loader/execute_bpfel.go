@@ -82,6 +82,7 @@ const (
 	executeMapForks             = "forks"
 	executeMapVictims           = "victims"
 	executeProgCountSwitch      = "count_switch"
+	executeProgCpuLeft          = "cpu_left"
 	executeProgDeliver          = "deliver"
 	executeProgForgetFork       = "forget_fork"
 	executeProgMappings         = "mappings"
@@ -150,6 +151,7 @@ type executeSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type executeProgramSpecs struct {
 	CountSwitch *ebpf.ProgramSpec `ebpf:"count_switch"`
+	CpuLeft     *ebpf.ProgramSpec `ebpf:"cpu_left"`
 	Deliver     *ebpf.ProgramSpec `ebpf:"deliver"`
 	ForgetFork  *ebpf.ProgramSpec `ebpf:"forget_fork"`
 	Mappings    *ebpf.ProgramSpec `ebpf:"mappings"`
@@ -250,6 +252,7 @@ type executeVariables struct {
 // It can be passed to loadExecuteObjects or ebpf.CollectionSpec.LoadAndAssign.
 type executePrograms struct {
 	CountSwitch *ebpf.Program `ebpf:"count_switch"`
+	CpuLeft     *ebpf.Program `ebpf:"cpu_left"`
 	Deliver     *ebpf.Program `ebpf:"deliver"`
 	ForgetFork  *ebpf.Program `ebpf:"forget_fork"`
 	Mappings    *ebpf.Program `ebpf:"mappings"`
@@ -262,6 +265,7 @@ type executePrograms struct {
 func (p *executePrograms) Close() error {
 	return _ExecuteClose(
 		p.CountSwitch,
+		p.CpuLeft,
 		p.Deliver,
 		p.ForgetFork,
 		p.Mappings,

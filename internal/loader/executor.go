@@ -91,6 +91,9 @@ func loadExecutor(o ExecutorOptions, tracker string) (*Executor, error) {
 	if !o.Batch {
 		delete(spec.Programs, executeProgDeliver)
 	}
+	if release, err := Kernel(); err != nil || checkRelease(release, 5, 14) != nil {
+		delete(spec.Programs, executeProgCpuLeft)
+	}
 	if HaveReap() != nil {
 		delete(spec.Programs, executeProgMappings)
 	}

@@ -2,6 +2,7 @@ package loader
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/cilium/ebpf"
 
@@ -44,6 +45,28 @@ func (e *Executor) Births() uint64 { return e.words.load(executeVarBirths) }
 func (e *Executor) Switches() (window, reap uint64) {
 	return e.words.load(executeVarWindowSwitches), e.words.load(executeVarReapSwitches)
 }
+
+// CPULeft is how long a real-time thread may have the CPU that the calling one, an
+// ordinary one, is on, before the kernel takes it away. Other real-time threads may have
+// used some of that up. It is false where that is not known: before Linux 5.14, which has
+// no such programs, and in kernels without CONFIG_FAIR_GROUP_SCHED.
+//
+// From Linux 6.12 on (dl_server) it is up to a second less 50 ms, and begins anew where
+// ordinary threads have the CPU for 50 ms. Before that it is what
+// kernel.sched_rt_runtime_us says, and begins anew every kernel.sched_rt_period_us.
+func (e *Executor) CPULeft() (left time.Duration, ok bool) {
+	p := e.coll.Programs[executeProgCpuLeft]
+	if p == nil {
+		return 0, false
+	}
+	ms, err := p.Run(&ebpf.RunOptions{})
+	if err != nil || ms == leftUnknown {
+		return 0, false
+	}
+	return time.Duration(ms) * time.Millisecond, true
+}
+
+const leftUnknown = ^uint32(0) // LEFT_UNKNOWN
 
 // cpuBytes is how long a mask of this machine's CPUs is.
 func cpuBytes() (uint32, error) {

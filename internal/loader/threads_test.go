@@ -3,12 +3,15 @@ package loader
 import (
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/bpfkill/bpfkill/internal/affinity"
+	"github.com/bpfkill/bpfkill/internal/nstest"
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
 
@@ -135,5 +138,27 @@ func TestSwitchesToTheDoomed(t *testing.T) {
 		if (w > window) != phase.window || (r > reap) != phase.reap {
 			t.Errorf("%s: %d switches in the window and %d in the reap", phase.name, w-window, r-reap)
 		}
+	}
+}
+
+// TestCPULeft: it is known from Linux 5.14 on, less than a second, and begins anew for who
+// is ordinary.
+func TestCPULeft(t *testing.T) {
+	e := newExecutor(t)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	left, ok := e.CPULeft()
+	if known := nstest.KernelAtLeast(t, 5, 14); ok != known {
+		t.Fatalf("known is %v, want %v", ok, known)
+	} else if !known {
+		return
+	}
+	var least, most time.Duration = left, left
+	for begin := time.Now(); time.Since(begin) < 500*time.Millisecond; {
+		left, ok = e.CPULeft()
+		least, most = min(least, left), max(most, left)
+	}
+	if !ok || most < 900*time.Millisecond || most > 950*time.Millisecond || least < 600*time.Millisecond {
+		t.Errorf("between %v and %v are left, %v", least, most, ok)
 	}
 }

@@ -34,9 +34,10 @@ type corral struct {
 	cpu      int // on which it is closed
 	other    int // where it may move to, -1: nowhere
 	sets     corralSets
-	here     int          // the CPU that it is on, once it does not move any more
-	moves    int          // until then
-	own      affinity.Set // the killer's, before
+	limit    time.Duration // for how long the kernel leaves it that CPU, fifoLimit at most
+	here     int           // the CPU that it is on, once it does not move any more
+	moves    int           // until then
+	own      affinity.Set  // the killer's, before
 
 	threads []corralled
 	next    int // the first that was not tried yet

@@ -23,9 +23,6 @@ const (
 	// standInPatience is how long the killer waits for its stand-in to come on. A task
 	// of a higher real-time priority may have the CPU.
 	standInPatience = 50 * time.Millisecond
-	// pulsePatience is the same for the ordinary thread that runs before, which others may
-	// keep waiting for a time slice or two.
-	pulsePatience = 10 * time.Millisecond
 )
 
 // mover takes the corral from one CPU to another and back while the killer reaps.
@@ -52,73 +49,40 @@ type mover struct {
 	next    uint64          // when it is to move, on CLOCK_MONOTONIC
 	moves   int
 
-	standIn attendant
-	failed  error // why it does not serve; once it has ended
-	want    int32 // the CPU that it is to hold, and 1; 0: none
-	here    int32 // the same of the one that it holds; it writes that itself
-
-	// An ordinary thread runs on the new CPU before the stand-in, or there is no move. From
-	// Linux 6.12 on the kernel takes a CPU from real-time threads for ordinary ones
-	// (dl_server) up to a second after it last reckoned with these: on a CPU that was idle
-	// since, soon.
-	pulse  attendant
-	pulses uint32
-
-	serving, stop uint32 // how many of the two serve; whether they are to end
+	// Of the stand-in:
+	tid           int32
+	start         int // eventfd: it sleeps until it is called
+	ended         chan struct{}
+	failed        error  // why it does not serve; once it has ended
+	want          int32  // the CPU that it is to hold, and 1; 0: none
+	here          int32  // the same of the one that it holds; it writes that itself
+	serving, stop uint32 // whether it serves; whether it is to end
 }
 
 const never = ^uint64(0)
 
-// attendant is a thread of the killer's that sleeps until it is called. It has no use
-// for the Go scheduler, whose threads may have to wait for the killer's CPU: it keeps
-// its place there while it sleeps, and the world cannot be stopped until it ends. It
-// serves before the killer has a CPU for itself: on the way there it may need the
-// scheduler.
-//
-// The thread ends with its goroutine, unless it is the process's first, which the Go
-// runtime keeps.
-type attendant struct {
-	tid   int32
-	start int // eventfd
-	ended chan struct{}
-}
-
-func newAttendant() (a attendant, err error) {
-	if a.start, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
-		return a, fmt.Errorf("eventfd: %w", err)
-	}
-	a.ended = make(chan struct{})
-	return a, nil
-}
-
-// await sleeps until it is called.
-//
-//go:nosplit
-func (a *attendant) await() {
-	var b [8]byte
-	unix.RawSyscall(unix.SYS_READ, uintptr(a.start), uintptr(unsafe.Pointer(&b)), uintptr(len(b)))
-}
-
 // newMover starts the stand-in. The killer must have a higher priority than that one.
+//
+// The stand-in sleeps until it is called. It has no use for the Go scheduler, whose
+// threads may have to wait for the killer's CPU: it keeps its place there while it
+// sleeps, and the world cannot be stopped until it ends. It serves before the killer has
+// a CPU for itself: on the way there it may need the scheduler.
+//
+// Its thread ends with its goroutine, unless it is the process's first, which the Go
+// runtime keeps.
 func newMover(c *corral, helpers []int, priority uint32) (*mover, error) {
-	standIn, err := newAttendant()
+	start, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("eventfd: %w", err)
 	}
-	pulse, err := newAttendant()
-	if err != nil {
-		unix.Close(standIn.start)
-		return nil, err
-	}
-	m := &mover{corral: c, helpers: helpers, cpus: [2]int{c.cpu, c.other}, standIn: standIn, pulse: pulse}
+	m := &mover{corral: c, helpers: helpers, cpus: [2]int{c.cpu, c.other}, start: start, ended: make(chan struct{})}
 	for i, cpu := range m.cpus {
 		m.others[i] = c.own.Without(cpu)
 	}
 	go m.runStandIn(priority)
-	go m.runPulse()
-	for atomic.LoadUint32(&m.serving) < 2 {
+	for atomic.LoadUint32(&m.serving) == 0 {
 		select {
-		case <-m.standIn.ended:
+		case <-m.ended:
 			m.end()
 			return nil, m.failed
 		case <-time.After(100 * time.Microsecond):
@@ -128,10 +92,10 @@ func newMover(c *corral, helpers []int, priority uint32) (*mover, error) {
 }
 
 func (m *mover) runStandIn(priority uint32) {
-	defer close(m.standIn.ended)
+	defer close(m.ended)
 	runtime.LockOSThread()
 	blockSignals()
-	atomic.StoreInt32(&m.standIn.tid, int32(unix.Gettid()))
+	atomic.StoreInt32(&m.tid, int32(unix.Gettid()))
 	// The killer's first: there may be a limit (RLIMIT_RTPRIO).
 	for _, p := range []uint32{priority + 1, priority} {
 		fifo := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: p}
@@ -155,30 +119,11 @@ func (m *mover) runStandIn(priority uint32) {
 //
 //go:nosplit
 func (m *mover) serve() {
-	atomic.AddUint32(&m.serving, 1)
+	atomic.StoreUint32(&m.serving, 1)
 	for atomic.LoadUint32(&m.stop) == 0 {
-		m.standIn.await()
+		var b [8]byte
+		unix.RawSyscall(unix.SYS_READ, uintptr(m.start), uintptr(unsafe.Pointer(&b)), uintptr(len(b)))
 		m.hold()
-	}
-}
-
-func (m *mover) runPulse() {
-	defer close(m.pulse.ended)
-	runtime.LockOSThread()
-	blockSignals()
-	atomic.StoreInt32(&m.pulse.tid, int32(unix.Gettid()))
-	m.beat()
-	affinity.Apply(0, &m.corral.own)
-}
-
-// beat runs for a moment each time it is called, until it is told to stop.
-//
-//go:nosplit
-func (m *mover) beat() {
-	atomic.AddUint32(&m.serving, 1)
-	for atomic.LoadUint32(&m.stop) == 0 {
-		m.pulse.await()
-		atomic.AddUint32(&m.pulses, 1)
 	}
 }
 
@@ -197,6 +142,13 @@ func (m *mover) hold() {
 	}
 }
 
+// begin says that the corral is closed about now, and when it is to move first.
+func (m *mover) begin(now uint64) {
+	if m != nil && m.next != never {
+		m.next = now + uint64(turn)
+	}
+}
+
 // due is when the corral is to move, on CLOCK_MONOTONIC.
 //
 //go:nosplit
@@ -207,7 +159,7 @@ func (m *mover) due() uint64 {
 	return m.next
 }
 
-// move takes the corral to the other CPU when that is due, unless the attendants cannot
+// move takes the corral to the other CPU when that is due, unless the stand-in cannot
 // have it for now. It is the last time where somebody's cpusets have changed meanwhile.
 //
 //go:nosplit
@@ -216,7 +168,7 @@ func (m *mover) move() {
 	if began < m.due() {
 		return
 	}
-	came := m.prepare() && m.send()
+	came := m.send()
 	went := came && m.carryAll(1-m.at)
 	now := clock()
 	m.next = now + max(uint64(turn), restPerMove*(now-began))
@@ -232,22 +184,6 @@ func (m *mover) move() {
 	atomic.StoreInt32(&m.want, 0)
 }
 
-// prepare has the ordinary thread run on the other CPU, and reports whether it did.
-//
-//go:nosplit
-func (m *mover) prepare() bool {
-	pulses := atomic.LoadUint32(&m.pulses)
-	affinity.Apply(m.pulse.tid, &m.corral.sets[1-m.at])
-	notify(m.pulse.start, 1)
-	give := clock() + uint64(pulsePatience)
-	for atomic.LoadUint32(&m.pulses) == pulses {
-		if clock() > give {
-			return false
-		}
-	}
-	return true
-}
-
 // send has the stand-in take the other CPU, and reports whether it did.
 //
 //go:nosplit
@@ -255,8 +191,8 @@ func (m *mover) send() bool {
 	there := int32(m.cpus[1-m.at]) + 1
 	atomic.StoreInt32(&m.here, 0)
 	atomic.StoreInt32(&m.want, there)
-	affinity.Apply(m.standIn.tid, &m.corral.sets[1-m.at])
-	notify(m.standIn.start, 1) // where it has never run, or was given up
+	affinity.Apply(m.tid, &m.corral.sets[1-m.at])
+	notify(m.start, 1) // where it has never run, or was given up
 	give := clock() + uint64(standInPatience)
 	for atomic.LoadInt32(&m.here) != there {
 		if clock() > give {
@@ -292,8 +228,8 @@ func notify(eventfd int, count uint64) {
 	unix.RawSyscall(unix.SYS_WRITE, uintptr(eventfd), uintptr(unsafe.Pointer(&count)), 8)
 }
 
-// settle says that the corral stays where it is now. The attendants, asleep or not, end
-// as soon as they get a CPU.
+// settle says that the corral stays where it is now. The stand-in, asleep or not, ends
+// as soon as it gets a CPU.
 //
 //go:nosplit
 func (m *mover) settle() {
@@ -301,22 +237,19 @@ func (m *mover) settle() {
 		return
 	}
 	atomic.StoreUint32(&m.stop, 1)
-	notify(m.standIn.start, 1)
-	notify(m.pulse.start, 1)
+	notify(m.start, 1)
 	m.corral.here, m.corral.moves = m.cpus[m.at], m.moves
 }
 
-// end ends the attendants.
+// end ends the stand-in.
 func (m *mover) end() {
 	if m == nil {
 		return
 	}
 	m.settle()
-	for _, a := range []*attendant{&m.standIn, &m.pulse} {
-		if tid := atomic.LoadInt32(&a.tid); tid != 0 {
-			affinity.Apply(tid, &m.corral.own) // it may have waited in vain for a CPU
-		}
-		<-a.ended
-		unix.Close(a.start)
+	if tid := atomic.LoadInt32(&m.tid); tid != 0 {
+		affinity.Apply(tid, &m.corral.own) // it may have waited in vain for a CPU
 	}
+	<-m.ended
+	unix.Close(m.start)
 }

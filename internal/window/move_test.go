@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -19,8 +18,9 @@ import (
 	"github.com/bpfkill/bpfkill/internal/waitgraph"
 )
 
-// pulseVariable makes this binary a process that counts in a file that it shares, as
-// fast as it can: "cpu priority path", -1 for any CPU, 0 for no real-time priority.
+// pulseVariable makes this binary a process that counts in the file that is its
+// descriptor 3, as fast as it can: "cpu priority", -1 for any CPU, 0 for no real-time
+// priority.
 const pulseVariable = "BPFKILL_WINDOW_PULSE"
 
 // pulseLimit is how long one of a real-time priority runs at most.
@@ -30,8 +30,11 @@ func pulse(args string) error {
 	runtime.LockOSThread()
 	var cpu int
 	var priority uint32
-	var path string
-	if _, err := fmt.Sscan(args, &cpu, &priority, &path); err != nil {
+	if _, err := fmt.Sscan(args, &cpu, &priority); err != nil {
+		return err
+	}
+	mem, err := unix.Mmap(3, 0, 8, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
 		return err
 	}
 	if cpu >= 0 {
@@ -48,14 +51,9 @@ func pulse(args string) error {
 		}
 		limit = clock() + uint64(pulseLimit)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	mem, err := unix.Mmap(int(f.Fd()), 0, 8, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return err
-	}
+	// The Go scheduler preempts by a signal, and has the thread sleep until another
+	// takes its turn: who is to have a CPU would leave it.
+	blockSignals()
 	for count := (*uint64)(unsafe.Pointer(&mem[0])); clock() < limit; {
 		atomic.AddUint64(count, 1)
 	}
@@ -70,16 +68,17 @@ type runner struct {
 
 func startRunner(t *testing.T, cpu int, priority uint32) *runner {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "count")
-	must(t, os.WriteFile(path, make([]byte, 8), 0o600))
-	f, err := os.Open(path)
+	fd, err := unix.MemfdCreate("count", unix.MFD_CLOEXEC)
 	must(t, err)
+	f := os.NewFile(uintptr(fd), "count")
 	defer f.Close()
-	mem, err := unix.Mmap(int(f.Fd()), 0, 8, unix.PROT_READ, unix.MAP_SHARED)
+	must(t, f.Truncate(8))
+	mem, err := unix.Mmap(fd, 0, 8, unix.PROT_READ, unix.MAP_SHARED)
 	must(t, err)
 	t.Cleanup(func() { must(t, unix.Munmap(mem)) })
 	r := &runner{exec.Command("/proc/self/exe"), (*uint64)(unsafe.Pointer(&mem[0]))}
-	r.Env = append(os.Environ(), fmt.Sprintf("%s=%d %d %s", pulseVariable, cpu, priority, path))
+	r.Env = append(os.Environ(), fmt.Sprintf("%s=%d %d", pulseVariable, cpu, priority))
+	r.ExtraFiles = []*os.File{f}
 	r.Stderr = os.Stderr
 	must(t, r.Start())
 	t.Cleanup(func() {
@@ -135,7 +134,7 @@ func (h *held) close(t *testing.T, moves bool) {
 	if moves {
 		must(t, h.reaper.prepareMoves(h.corral, h.priority()))
 	}
-	affinity.Apply(0, &h.sets[0])
+	must(t, h.awaitTime(h.reaper.mover))
 	if !h.stance.promote(h.priority() + 1) {
 		t.Fatal("no SCHED_FIFO")
 	}
@@ -158,9 +157,7 @@ func (h *held) wait(d time.Duration, runners ...*runner) []uint64 {
 	for i, count := range counts {
 		ran[i] -= *count
 	}
-	if h.reaper.mover != nil {
-		h.reaper.mover.next = clock() + uint64(turn)
-	}
+	h.reaper.mover.begin(clock())
 	for clock() < end {
 		h.reaper.next, h.reaper.done, h.reaper.stop = 0, 0, 0
 		h.reaper.run(end)
@@ -318,7 +315,10 @@ func TestCorralWaitsForTheCPU(t *testing.T) {
 	must(t, errnoError(affinity.Apply(0, &here)))
 	defer affinity.Apply(0, &h.own)
 	busy := startRunner(t, h.other, 50)
+	must(t, unix.Kill(busy.Process.Pid, unix.SIGSTOP))
+	time.Sleep(leftPatience) // until the kernel has forgotten what it had
 	h.close(t, true)
+	unix.Kill(busy.Process.Pid, unix.SIGCONT)
 	ran := h.wait(3*turn, target)
 	stayed := h.reaper.mover.moves
 	unix.Kill(busy.Process.Pid, unix.SIGKILL)
@@ -357,6 +357,58 @@ func TestGuardianKnowsBoth(t *testing.T) {
 	for i, p := range procs {
 		if got, err := affinity.Get(p.Process.Pid); err != nil || got != everywhere {
 			t.Errorf("process %d may run on %x, %v", i, got[0], err)
+		}
+	}
+}
+
+// TestNobodyRunsAfterRealTime: somebody of a real-time priority had a CPU of the corral's
+// for himself until just now, and the kernel has reckoned with that (see awaitTime).
+func TestNobodyRunsAfterRealTime(t *testing.T) {
+	everywhere := allCPUs(t)
+	everywhere.Each(func(cpu int) {
+		t.Run(fmt.Sprint("CPU ", cpu), func(t *testing.T) {
+			targets, pids := threeRunners(t)
+			h := hold(t, pids...)
+			hog := startRunner(t, cpu, 50)
+			time.Sleep(920 * time.Millisecond)
+			must(t, hog.Process.Kill())
+			hog.Wait()
+			h.close(t, true)
+			ran := h.wait(fifoLimit*9/10, targets...)
+			moves := h.reaper.mover.moves
+			h.free(t)
+			if slices.Max(ran) != 0 {
+				t.Errorf("the targets counted %v in the corral on CPU %d, which moved %d times", ran, h.cpu, moves)
+			}
+		})
+	})
+}
+
+// TestShortCorral: real-time threads go on having the CPU. The killer keeps to what the
+// kernel leaves of it.
+func TestShortCorral(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	own, err := affinity.Get(0)
+	must(t, err)
+	defer affinity.Apply(0, &own)
+	cpu, err := affinity.CPU()
+	must(t, err)
+	for _, test := range []struct {
+		left  time.Duration
+		known bool
+		limit time.Duration
+		other bool // whether it may move
+	}{
+		{0, false, fifoLimit, true},
+		{fifoLimit + leftMargin, true, fifoLimit, true},
+		{fifoLimit, true, fifoLimit - leftMargin, false},
+	} {
+		k := &fake{left: test.left, leftKnown: test.known}
+		c, m := &corral{kernel: k, cpu: cpu, sets: setsOf(cpu, -1)}, &mover{}
+		err := c.awaitTime(m)
+		if c.limit != test.limit || (err != nil) != (test.limit < fifoLimit) || (m.next != never) != test.other {
+			t.Errorf("%v left, %v: %v for the killer, moves at %d, %v", test.left, test.known, c.limit, m.next, err)
 		}
 	}
 }

@@ -151,6 +151,8 @@ type fake struct {
 	failArm, failThreads        error
 	failLater                   error // of Processes, but the first time
 	looks                       int
+	left                        time.Duration // of CPULeft
+	leftKnown                   bool
 	armed, disarmed             int
 	opened, delivered, released uint64
 }
@@ -171,6 +173,7 @@ func (k *fake) DeliveryErrors() ([]error, error)    { return make([]error, len(k
 func (k *fake) Disarm() error                       { k.disarmed++; return nil }
 func (k *fake) Threads() ([]affinity.Thread, error) { return k.threads, k.failThreads }
 func (k *fake) Births() uint64                      { return 0 }
+func (k *fake) CPULeft() (time.Duration, bool)      { return k.left, k.leftKnown }
 func (k *fake) Switches() (window, reap uint64)     { return 0, 0 }
 func (k *fake) SharedMemory(context.Context, []affinity.Thread, []affinity.Thread) (map[waitgraph.KernelIdentity]error, error) {
 	return k.sharing, nil

@@ -22,7 +22,7 @@ import (
 const (
 	// fifoLimit is how long the killer may have a processor to itself, up to the end
 	// of the early reap: the kernel takes it away after 950 ms
-	// (kernel.sched_rt_runtime_us; from Linux 6.12 on the fair server).
+	// (kernel.sched_rt_runtime_us; from Linux 6.12 on the fair server). See awaitTime.
 	fifoLimit = 800 * time.Millisecond
 	// sharedLimit bounds the look at memory maps, which takes a second for thousands
 	// of processes, and longer on a machine that is busy.

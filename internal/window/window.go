@@ -79,6 +79,10 @@ type Kernel interface {
 	// of the kill set, does not account for, or that could not be looked at until
 	// ctx ended. Each process is named by one thread.
 	SharedMemory(ctx context.Context, candidates, rest []affinity.Thread) (map[waitgraph.KernelIdentity]error, error)
+	// CPULeft is how long a real-time thread may have the CPU that the calling thread
+	// is on, an ordinary one, before the kernel takes it away; false where that is not
+	// known.
+	CPULeft() (left time.Duration, ok bool)
 	// Switches counts context switches to the kill set from the opening to the
 	// last signal, and from there to the release.
 	Switches() (window, reap uint64)
@@ -290,7 +294,7 @@ func (r *run) window(ctx context.Context) (opened bool, err error) {
 	blocked := blockSignals()
 	shot.fire()
 	if r.corral.holds() && shot.failed == 0 {
-		reaper.run(began + uint64(fifoLimit))
+		reaper.run(began + uint64(r.corral.limit))
 	}
 	reaper.mover.settle()
 	atomic.StoreUint64(shot.released, clock())
@@ -406,12 +410,10 @@ func (r *run) confine(ctx context.Context, s *stance, reaper *reaper) (began uin
 		}
 	}
 	if c != nil {
-		affinity.Apply(0, &c.sets[0]) // as an ordinary thread: see mover.pulse
+		s.note("the corral is shorter", c.awaitTime(reaper.mover))
 	}
 	began = clock()
-	if reaper.mover != nil {
-		reaper.mover.next = began + uint64(turn)
-	}
+	reaper.mover.begin(began)
 	if !s.promote(priority) {
 		if c != nil {
 			affinity.Apply(0, &c.own)
