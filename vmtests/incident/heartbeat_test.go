@@ -31,10 +31,12 @@ const (
 
 // beat is one of the heartbeat's, which writes at last.
 type beat struct {
-	waited int64 // for a processor, since its start, ns
+	ran    int64 // on a processor, since its start, ns
+	waited int64 // for one
 	faults int32 // major, since its start
 	cpu    int32 // that it runs on
-	at     int64 // now()
+	late   int64 // from when it was to begin until it did, ns
+	at     int64 // now(), when it had ended
 }
 
 // beats touches this process's own memory every 10 ms and writes down when. It
@@ -58,10 +60,11 @@ func beats(path string) error {
 	own := make([]byte, beatBytes)
 	next := now()
 	for i := range maximum {
+		b := beatAt(shared, i)
+		b.late = now() - next
 		for j := 0; j < len(own); j += 4096 {
 			own[j]++
 		}
-		b := beatAt(shared, i)
 		if err := b.fill(int(stat.Fd())); err != nil {
 			return err
 		}
@@ -87,8 +90,8 @@ func (b *beat) fill(stat int) error {
 	if _, err := unix.Pread(stat, text[:], 0); err != nil {
 		return fmt.Errorf("schedstat: %w", err)
 	}
-	_, waited, _ := bytes.Cut(text[:], []byte{' '})
-	b.waited = int64(number(waited, ""))
+	ran, waited, _ := bytes.Cut(text[:], []byte{' '})
+	b.ran, b.waited = int64(number(ran, "")), int64(number(waited, ""))
 	var usage unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_THREAD, &usage); err != nil {
 		return fmt.Errorf("getrusage: %w", err)
@@ -140,11 +143,13 @@ func (h *heart) at(i int) int64 { return atomic.LoadInt64(&beatAt(h.beats, i).at
 // gap is a time without a beat.
 type gap struct {
 	begin, length int64 // ns
-	// Of it: how long the heartbeat waited for a processor, its major faults, and
-	// where it ran afterwards. Of a gap that had not ended nothing is known.
-	waited int64
-	faults int32
-	cpu    int32
+	// Of it: how long the heartbeat ran and waited for a processor, its major faults, and
+	// where it ran afterwards; and how late its beat began. Of a gap that had not ended
+	// nothing is known.
+	ran, waited int64
+	faults      int32
+	cpu         int32
+	late        int64
 }
 
 // longestGap is the longest time without a beat that reached into from…to.
@@ -158,7 +163,11 @@ func (h *heart) longestGap(from, to int64) gap {
 		}
 		if last >= 0 && at > from && at-h.at(last) > longest.length {
 			before, after := beatAt(h.beats, last), beatAt(h.beats, i)
-			longest = gap{before.at, after.at - before.at, after.waited - before.waited, after.faults - before.faults, after.cpu}
+			longest = gap{
+				begin: before.at, length: after.at - before.at,
+				ran: after.ran - before.ran, waited: after.waited - before.waited,
+				faults: after.faults - before.faults, cpu: after.cpu, late: after.late,
+			}
 		}
 		last = i
 	}

@@ -86,7 +86,8 @@ func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result 
 	after := readCounters(t)
 	gap := heart.longestGap(begin, end)
 	r.HeartbeatGapMS, r.HeartbeatGapAtMS = ms(gap.length), ms(gap.begin-begin)
-	r.HeartbeatGapWaitMS, r.HeartbeatGapFaults, r.HeartbeatGapCPU = ms(gap.waited), int(gap.faults), int(gap.cpu)
+	r.HeartbeatGapLateMS, r.HeartbeatGapRanMS, r.HeartbeatGapWaitMS = ms(gap.late), ms(gap.ran), ms(gap.waited)
+	r.HeartbeatGapFaults, r.HeartbeatGapCPU = int(gap.faults), int(gap.cpu)
 	r.SwapInPages = after.swapIns - before.swapIns
 	r.SwapOutPages = after.swapOuts - before.swapOuts
 	r.MajorFaults = after.majorFaults - before.majorFaults

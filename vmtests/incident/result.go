@@ -62,8 +62,11 @@ type Result struct {
 	QuietGapMS     float64 `json:"quiet_gap_ms"`
 	// HeartbeatGapAtMS is when that longest time began.
 	HeartbeatGapAtMS float64 `json:"heartbeat_gap_at_ms"`
-	// Of it, how long the heartbeat waited for a processor, its major faults, and
-	// the processor that it got then.
+	// How late the beat at its end began; and of the gap, how long the heartbeat had a
+	// processor and waited for one, its major faults, and the processor that it got then.
+	// What it had besides the touching of its memory is the kernel's interrupts there.
+	HeartbeatGapLateMS float64 `json:"heartbeat_gap_late_ms,omitempty"`
+	HeartbeatGapRanMS  float64 `json:"heartbeat_gap_ran_ms,omitempty"`
 	HeartbeatGapWaitMS float64 `json:"heartbeat_gap_wait_ms"`
 	HeartbeatGapFaults int     `json:"heartbeat_gap_faults"`
 	HeartbeatGapCPU    int     `json:"heartbeat_gap_cpu"`
