@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,22 +86,10 @@ func TestPrograms(t *testing.T) {
 		t.Run(p.name, func(t *testing.T) {
 			var a accuracy
 			for range runs {
-				dir, session := startProgram(t, p)
-				args := []string{"--dependents", "none", "--output", "json"}
-				for _, arg := range p.kill {
-					if file, ok := strings.CutPrefix(arg, "@"); ok {
-						arg = firstNumber(t, filepath.Join(dir, file))
-					}
-					args = append(args, arg)
-				}
-				dry := runBpfkill(t, append([]string{"--dry-run"}, args...)...)
-				o := runBpfkill(t, args...)
-				if dry.status != exitGone || o.status != exitGone {
-					t.Fatalf("exit status %d and %d, stderr %q and %q", dry.status, o.status, dry.stderr, o.stderr)
-				}
-				o.report.Plan.Bystanders = dry.report.Plan.Bystanders
-				withoutReaper(&o.report)
-				a.add(&storm.Topology{Name: p.name, Channel: "other"}, p.name, &o.report, func(int32) bool { return true })
+				session, r := killProgram(t, p)
+				withoutReaper(r)
+				withoutAwake(r)
+				a.add(&storm.Topology{Name: p.name, Channel: "other"}, p.name, r, func(int32) bool { return true })
 				endSession(t, session)
 			}
 			t.Logf("\n%s", &a)
@@ -114,6 +103,58 @@ func TestPrograms(t *testing.T) {
 			}
 		})
 	}
+}
+
+// killProgram starts a program, kills a part of it, and returns what was measured beside
+// what a dry run had predicted. A program that looks at its own every tenth of a second,
+// as Python's pool does, may have gone on to sleep somewhere else since the dry run: that
+// one is not compared, but another.
+func killProgram(t *testing.T, p program) (session int, r *report.Report) {
+	t.Helper()
+	const tries = 10
+	for try := range tries {
+		dir, session := startProgram(t, p)
+		args := []string{"--dependents", "none", "--output", "json"}
+		for _, arg := range p.kill {
+			if file, ok := strings.CutPrefix(arg, "@"); ok {
+				arg = firstNumber(t, filepath.Join(dir, file))
+			}
+			args = append(args, arg)
+		}
+		dry := runBpfkill(t, append([]string{"--dry-run"}, args...)...)
+		o := runBpfkill(t, args...)
+		if dry.status != exitGone || o.status != exitGone {
+			t.Fatalf("exit status %d and %d, stderr %q and %q", dry.status, o.status, dry.stderr, o.stderr)
+		}
+		if reflect.DeepEqual(o.report.Plan.Bystanders, dry.report.Plan.Bystanders) {
+			return session, &o.report
+		}
+		t.Logf("try %d: the program has moved on between the dry run and the kill", try+1)
+		endSession(t, session)
+	}
+	t.Fatalf("in none of %d tries had the kill the plan of the dry run before", tries)
+	return 0, nil
+}
+
+// withoutAwake leaves out the parent-death signal of who was woken before by the files of
+// the same death, as the plan said, too: a signal wakes nobody who is awake. Both are
+// reasons for him to wake, and which one comes first is the kernel's business.
+func withoutAwake(r *report.Report) {
+	named := map[wokenThrough]bool{}
+	for _, b := range r.Plan.Bystanders {
+		named[wokenThrough{b.PID, b.Channel}] = true
+	}
+	awake, signalled := map[int32]bool{}, map[int32]bool{}
+	for _, w := range r.Result.Wakes {
+		if w.Channel == "parent-death" {
+			signalled[w.PID] = true
+		} else if named[wokenThrough{w.PID, w.Channel}] {
+			awake[w.PID] = true
+		}
+	}
+	r.Plan.Bystanders = slices.DeleteFunc(r.Plan.Bystanders, func(b report.Bystander) bool {
+		return b.Channel == "parent-death" && awake[b.PID] && !signalled[b.PID]
+	})
 }
 
 // withoutReaper leaves out the init of the namespace. It is told of those, too,
