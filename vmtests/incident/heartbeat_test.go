@@ -143,16 +143,17 @@ func (h *heart) at(i int) int64 { return atomic.LoadInt64(&beatAt(h.beats, i).at
 // gap is a time without a beat.
 type gap struct {
 	begin, length int64 // ns
-	// Of it: how long the heartbeat ran and waited for a processor, its major faults, and
-	// where it ran afterwards; and how late its beat began. Of a gap that had not ended
-	// nothing is known.
+	// Between the two beats: how long the heartbeat ran and waited for a processor, its
+	// major faults, and where it ran afterwards; and how late the second began. Of a gap
+	// that had not ended nothing is known.
 	ran, waited int64
 	faults      int32
 	cpu         int32
 	late        int64
 }
 
-// longestGap is the longest time without a beat that reached into from…to.
+// longestGap is the longest time without a beat in from…to. What it had before from does
+// not count.
 func (h *heart) longestGap(from, to int64) gap {
 	var longest gap
 	last := -1
@@ -161,18 +162,23 @@ func (h *heart) longestGap(from, to int64) gap {
 		if at == 0 || at > to {
 			break
 		}
-		if last >= 0 && at > from && at-h.at(last) > longest.length {
+		if last >= 0 && at > from {
 			before, after := beatAt(h.beats, last), beatAt(h.beats, i)
-			longest = gap{
-				begin: before.at, length: after.at - before.at,
-				ran: after.ran - before.ran, waited: after.waited - before.waited,
-				faults: after.faults - before.faults, cpu: after.cpu, late: after.late,
+			if begin := max(before.at, from); at-begin > longest.length {
+				longest = gap{
+					begin: begin, length: at - begin,
+					ran: after.ran - before.ran, waited: after.waited - before.waited,
+					faults: after.faults - before.faults, cpu: after.cpu, late: after.late,
+				}
 			}
 		}
 		last = i
 	}
-	if last >= 0 && to-h.at(last) > longest.length {
-		longest = gap{begin: h.at(last), length: to - h.at(last), cpu: -1}
+	if last < 0 {
+		return longest
+	}
+	if begin := max(h.at(last), from); to-begin > longest.length {
+		longest = gap{begin: begin, length: to - begin, cpu: -1}
 	}
 	return longest
 }
@@ -187,5 +193,29 @@ func now() int64 {
 func sleepUntil(when int64) {
 	ts := unix.NsecToTimespec(when)
 	for unix.ClockNanosleep(unix.CLOCK_MONOTONIC, unix.TIMER_ABSTIME, &ts, nil) == unix.EINTR {
+	}
+}
+
+func TestLongestGap(t *testing.T) {
+	h := &heart{beats: make([]byte, beatsBytes)}
+	for i, at := range []int64{100, 110, 150, 160, 190} {
+		b := beatAt(h.beats, i)
+		b.at, b.waited = at, 2*at
+	}
+	for _, test := range []struct {
+		from, to              int64
+		begin, length, waited int64
+	}{
+		{100, 190, 110, 40, 80},
+		{105, 165, 110, 40, 80},
+		{140, 200, 160, 30, 60}, // ten of the forty are after 140
+		{145, 165, 150, 10, 20},
+		{155, 250, 190, 60, 0}, // it had not ended
+		{195, 200, 195, 5, 0},
+	} {
+		got := h.longestGap(test.from, test.to)
+		if got.begin != test.begin || got.length != test.length || got.waited != test.waited {
+			t.Errorf("from %d to %d: %+v, want %d from %d with %d of wait", test.from, test.to, got, test.length, test.begin, test.waited)
+		}
 	}
 }
