@@ -22,6 +22,19 @@ var ipcTopologies = []Topology{
 		Outcome: "nobody wakes: a queue does not care who has it open",
 		needs:   func() error { return needIPC("POSIX message queues", "CONFIG_POSIX_MQUEUE", unix.SYS_MQ_UNLINK) },
 		build:   buildMqueue,
+	}, {
+		Name: "mqueue-notice", Unit: "servers", Channel: "other",
+		Summary:       "servers that asked a POSIX message queue for notice by a thread, each with a router child that awaits it: in read, ppoll or epoll_pwait on the netlink socket that it comes through",
+		Outcome:       "every router wakes: who closes the queue is told that there is no notice any more",
+		Unpredictable: "who asked a message queue for notice, and the netlink socket that it goes to, are not read",
+		needs:         func() error { return needIPC("POSIX message queues", "CONFIG_POSIX_MQUEUE", unix.SYS_MQ_UNLINK) },
+		build:         buildMqueueNotice,
+	}, {
+		Name: "netlink", Unit: "servers", Channel: "other",
+		Summary:       "servers that do not receive from a netlink socket, each with a router child that waits to send to it",
+		Outcome:       "every router wakes: there is nobody any more to send to",
+		Unpredictable: "netlink sockets, and who waits for room in them, are not read",
+		build:         buildNetlink,
 	},
 }
 
@@ -72,6 +85,15 @@ func buildSysVSem(b *builder, n int) {
 	)
 }
 
+// mqueue makes a POSIX message queue in an IPC namespace of its own.
+func (b *builder) mqueue(fd int) {
+	b.ownIPC()
+	// struct mq_attr: flags, one message, of eight bytes.
+	attributes := append(words(0, 0, 1, 0, 8, 0), make([]byte, 40)...)
+	b.must(fd, unix.SYS_MQ_OPEN, imm(b.comm("wakestorm")), imm(unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_CLOEXEC),
+		imm(0o600), imm(b.constant(attributes)))
+}
+
 func buildMqueue(b *builder, n int) {
 	receive := func() {
 		b.block(unix.SYS_MQ_TIMEDRECEIVE, reg(regIn), imm(b.scratch+scratchBuffer), imm(8), imm(0), imm(0))
@@ -92,15 +114,41 @@ func buildMqueue(b *builder, n int) {
 	} {
 		kinds = append(kinds, &node{
 			comm: Target, role: "server",
-			open: func() {
-				b.ownIPC()
-				// struct mq_attr: flags, one message, of eight bytes.
-				attributes := append(words(0, 0, 1, 0, 8, 0), make([]byte, 40)...)
-				b.must(regIn, unix.SYS_MQ_OPEN, imm(b.comm("wakestorm")), imm(unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_CLOEXEC),
-					imm(0o600), imm(b.constant(attributes)))
-			},
+			open:     func() { b.mqueue(regIn) },
 			children: []*node{{role: w.role, wait: w.wait}},
 		})
 	}
 	b.trees(n, kinds...)
+}
+
+const (
+	sigevThread = 2  // SIGEV_THREAD
+	cookieBytes = 32 // NOTIFY_COOKIE_LEN
+)
+
+func buildMqueueNotice(b *builder, n int) {
+	cookie := b.constant(make([]byte, cookieBytes))
+	event := imm(b.scratch + scratchStruct) // struct sigevent
+	b.trees(n, b.pairs(func() {
+		b.mqueue(regOut)
+		b.socket(regIn, unix.AF_NETLINK, unix.SOCK_RAW)
+		b.store64(event, 0, imm(cookie))
+		b.store(event, 8, reg(regIn))
+		b.store(event, 12, imm(sigevThread))
+		b.must(regTemp, unix.SYS_MQ_NOTIFY, reg(regOut), event)
+	}, dies("server"), b.receiving(regIn)...)...)
+}
+
+func buildNetlink(b *builder, n int) {
+	socket := func(fd int) {
+		b.must(fd, unix.SYS_SOCKET, imm(unix.AF_NETLINK), imm(unix.SOCK_RAW|unix.SOCK_CLOEXEC), imm(unix.NETLINK_USERSOCK))
+		b.smallBuffers(fd)
+	}
+	b.trees(n, b.pairs(func() {
+		socket(regOut)
+		b.must(regTemp, unix.SYS_BIND, reg(regOut), imm(b.constant(shorts(unix.AF_NETLINK, 0, 0, 0, 0, 0))), imm(12))
+		b.name(regOut)
+		socket(regIn)
+		b.connect(regIn)
+	}, dies("server"), way{"sender", func() { b.sendMessage(regIn) }})...)
 }

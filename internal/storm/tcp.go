@@ -54,6 +54,12 @@ var tcpTopologies = []Topology{
 		Outcome: "every router wakes: a reset does not wait",
 		build:   buildTCPLinger,
 	}, {
+		Name: "tcp-closing", Unit: "servers", Channel: "tcp",
+		Summary:       "servers that do not receive, each with a router child that is in close until they have (SO_LINGER with a time)",
+		Outcome:       "every router wakes",
+		Unpredictable: "a socket that is being closed is in no descriptor table any more",
+		build:         buildTCPClosing,
+	}, {
 		Name: "tcp-connect", Unit: "servers", Channel: "tcp",
 		Summary: "servers that listen on 127.0.0.1 with a full accept queue, each with a router child in connect",
 		Outcome: "every router wakes, some time later: when it sends its SYN again, and it is refused",
@@ -192,6 +198,17 @@ func buildTCPLinger(b *builder, n int) {
 	kinds := b.windows(open, dies("server"))
 	b.trees(n, append(kinds, b.pairs(finished, dies("server"),
 		way{"after a FIN", func() { b.pollFor(regIn, 0) }})...)...)
+}
+
+func buildTCPClosing(b *builder, n int) {
+	linger := imm(b.constant(words(1, 3600))) // struct linger
+	kinds := b.pairs(func() { b.tcpPair(loopback4) }, dies("server"), way{"closing", func() {
+		b.must(regTemp, unix.SYS_SETSOCKOPT, reg(regIn), imm(unix.SOL_SOCKET), imm(unix.SO_LINGER), linger, imm(8))
+		b.fill(regIn)
+		b.block(unix.SYS_CLOSE, reg(regIn))
+	}})
+	kinds[0].children[0].after = "server" // which has it open, too, until then
+	b.trees(n, kinds...)
 }
 
 func buildTCPConnect(b *builder, n int) {
