@@ -443,5 +443,6 @@ func (r *run) measured(s *shot, began, released, open uint64) {
 	m.TargetSwitches, m.ReapSwitches = r.kernel.Switches()
 }
 
-// armGrace keeps the tripwire armed beyond the wait for exits, until Disarm.
-const armGrace = 2 * time.Second
+// armGrace keeps the tripwire armed beyond the wait for exits, until Disarm: it is armed
+// before the killer waits for its CPU.
+const armGrace = leftPatience + 2*time.Second
