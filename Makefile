@@ -14,9 +14,8 @@
 #                   VMTEST_CACHE=DIR     where kernels are kept (default: bpfkill in the user's cache)
 #                   VMTEST_STRICT=1      a test that fails once has failed: it is not run again alone
 #                   VMTEST_CONSOLE=DIR   write each guest's console there as it comes
-#   make vmtest-arm64   some of them under emulated arm64 kernels
-#                   ARM64_PACKAGES=./internal/window              others
-#   make vmtest-scale   10,000 processes; a cgroup of 64 MiB; 20 MiB left: in machines of 3 GiB
+#   make vmtest-arm64   the same under emulated arm64 kernels (a quarter of an hour)
+#   make vmtest-scale   10,000 processes; a cgroup of 64 MiB; 20 MiB left: in machines of 2 GiB
 #   make incident   the incident, staged with a swap disk in fresh machines: tables and picture of docs/incident.md
 #                   (105 boots: some two hours on two processors)
 #                   INCIDENT_RUNS=5 INCIDENT_KERNELS=6.1,6.12,7 INCIDENT_STRATEGIES=all
@@ -55,9 +54,6 @@ INCIDENT_KERNELS    ?= 6.1,6.12,7
 INCIDENT_STRATEGIES ?= all
 INCIDENT_RESULTS    := $(CURDIR)/docs/incident.jsonl
 INCIDENT := INCIDENT_RUNS=$(INCIDENT_RUNS) INCIDENT_KERNELS=$(INCIDENT_KERNELS) INCIDENT_STRATEGIES=$(INCIDENT_STRATEGIES)
-
-# What an emulated arm64 does within five minutes a kernel; ./internal/window takes as long again.
-ARM64_PACKAGES ?= ./vmtests/guest,./internal/storm,./internal/loader
 
 ACCURACY_RUNS  ?= 3
 ACCURACY_SIZES ?= 1,10,300
@@ -136,11 +132,11 @@ programs:
 
 vmtest-arm64:
 	VMTEST_ARCH=arm64 $(GO) run ./vmtests/kernels $(subst $(comma), ,$(VMTEST_KERNELS)) 6.1 6.12 7
-	VMTEST=1 VMTEST_ARCH=arm64 VMTEST_KERNELS=$(or $(VMTEST_KERNELS),6.12$(comma)7) VMTEST_PACKAGES=$(ARM64_PACKAGES) \
+	VMTEST=1 VMTEST_ARCH=arm64 VMTEST_KERNELS=$(or $(VMTEST_KERNELS),6.12$(comma)7) \
 		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout $(VMTEST_TIMEOUT)
 
 vmtest-scale: kernels
-	VMTEST=1 VMTEST_MEMORY_MIB=3072 VMTEST_JOBS=1 VMTEST_PACKAGES=./vmtests/scale \
+	VMTEST=1 VMTEST_MEMORY_MIB=2048 VMTEST_JOBS=1 VMTEST_PACKAGES=./vmtests/scale \
 		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout 90m
 
 incident: setup build kernels
