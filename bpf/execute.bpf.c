@@ -59,6 +59,9 @@ __u64 reap_switches = 0;
  * from then on it leads from the others to their doomed ancestors. */
 __u64 hunting = 0;
 
+/* Whether the tracker runs at all: a compiler may have put attach_pid into its caller. */
+__u64 tracked = 0;
+
 /* Children that could not be recorded: the caller must look again. */
 __u64 lost_forks = 0;
 
@@ -171,6 +174,7 @@ static __always_inline void record_fork(struct task_struct *parent, struct task_
 	};
 	struct forked *own;
 
+	tracked = 1;
 	if (tgid == parent_tgid) {
 		if (find_doomed(parent))
 			__sync_fetch_and_add(&births, 1);
@@ -196,10 +200,10 @@ int BPF_PROG(track_fork, struct task_struct *parent, struct task_struct *child)
 }
 
 /* The same where a tracepoint's programs can be preempted, and are skipped for whoever
- * forks meanwhile (v7.0): the last thing that a fork can not fail after, with interrupts
- * off (copy_process, under tasklist_lock). setsid(2) and setpgid(2) call it, too, for
- * another type. */
-SEC("fentry/attach_pid")
+ * forks meanwhile (v7.0). No fork fails after this, nobody sees the child before, and
+ * interrupts are off (copy_process, under tasklist_lock), but with PREEMPT_RT. setsid(2)
+ * and setpgid(2) call it, too, for another type. */
+SEC("fexit/attach_pid")
 int BPF_PROG(track_attach, struct task_struct *child, enum pid_type type)
 {
 	if (type == PIDTYPE_PID)
@@ -445,19 +449,24 @@ SEC("syscall")
 int cpu_left(void *ctx)
 {
 	struct task_struct *current = (void *)bpf_get_current_task();
-	__u64 left = LEFT_UNKNOWN * MSEC, used, may;
+	__u64 left = LEFT_UNKNOWN * MSEC, used, may, period;
+	struct sched_dl_entity *server;
 	struct rq *rq;
 
 	if (!bpf_core_field_exists(current->se.cfs_rq))
 		return LEFT_UNKNOWN;
 	rq = BPF_CORE_READ(current, se.cfs_rq, rq);
 	if (bpf_core_field_exists(rq->fair_server)) {
+		server = (void *)rq + bpf_core_field_offset(struct rq, fair_server);
 		used = BPF_CORE_READ(rq, fair_server.dl_runtime);
+		period = BPF_CORE_READ(rq, fair_server.dl_period);
 		may = BPF_CORE_READ(rq, fair_server.deadline) - BPF_CORE_READ(rq, clock);
-		if (used) /* 0: it is switched off */
-			left = (__s64)may > (__s64)used ? may - used : 0;
-	}
-	if (bpf_core_field_exists(rq->rt.rt_time)) {
+		/* It is switched off; or does not reckon with the caller, whom another class
+		 * runs (sched_ext). */
+		if (used && (__s64)may > -(__s64)period)
+			left = (__s64)may > (__s64)used && !BPF_CORE_READ_BITFIELD_PROBED(server, dl_defer_running) ?
+				       may - used : 0;
+	} else if (bpf_core_field_exists(rq->rt.rt_time)) {
 		used = BPF_CORE_READ(rq, rt.rt_time);
 		may = BPF_CORE_READ(rq, rt.rt_runtime);
 		may = may > used ? may - used : 0;

@@ -415,7 +415,8 @@ struct signal_struct {
 };
 
 struct sched_dl_entity {
-	__u64 dl_runtime, deadline;
+	__u64 dl_runtime, dl_period, deadline;
+	unsigned int dl_defer_running : 1; /* it runs what waited for most of a period */
 };
 
 struct rt_rq { /* with CONFIG_RT_GROUP_SCHED only, since v6.12, 5f6bd380c7bd */

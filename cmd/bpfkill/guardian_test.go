@@ -233,7 +233,7 @@ func requireNothingLoaded(t *testing.T) {
 
 // attached are the programs that bpfkill attaches, or with which it signals.
 var attached = []string{
-	"track_fork", "forget_fork", "tripwire", "deliver", "count_switch",
+	"track_fork", "track_attach", "forget_fork", "tripwire", "deliver", "count_switch",
 	"waking", "signal_generate", "signal_deliver", "process_exit", "segment", "set_sock_state", "switching", "returning", "swapped_in",
 	"watch_waking", "watch_exit",
 }

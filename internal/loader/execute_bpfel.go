@@ -104,6 +104,7 @@ const (
 	executeVarReapSwitches      = "reap_switches"
 	executeVarReleasedNs        = "released_ns"
 	executeVarThreadRecordType  = "thread_record_type"
+	executeVarTracked           = "tracked"
 	executeVarTripwireEnabled   = "tripwire_enabled"
 	executeVarWindowSwitches    = "window_switches"
 )
@@ -188,6 +189,7 @@ type executeVariableSpecs struct {
 	ReapSwitches      *ebpf.VariableSpec `ebpf:"reap_switches"`
 	ReleasedNs        *ebpf.VariableSpec `ebpf:"released_ns"`
 	ThreadRecordType  *ebpf.VariableSpec `ebpf:"thread_record_type"`
+	Tracked           *ebpf.VariableSpec `ebpf:"tracked"`
 	TripwireEnabled   *ebpf.VariableSpec `ebpf:"tripwire_enabled"`
 	WindowSwitches    *ebpf.VariableSpec `ebpf:"window_switches"`
 }
@@ -243,6 +245,7 @@ type executeVariables struct {
 	ReapSwitches      *ebpf.Variable `ebpf:"reap_switches"`
 	ReleasedNs        *ebpf.Variable `ebpf:"released_ns"`
 	ThreadRecordType  *ebpf.Variable `ebpf:"thread_record_type"`
+	Tracked           *ebpf.Variable `ebpf:"tracked"`
 	TripwireEnabled   *ebpf.Variable `ebpf:"tripwire_enabled"`
 	WindowSwitches    *ebpf.Variable `ebpf:"window_switches"`
 }

@@ -3,6 +3,8 @@ package loader
 import (
 	"errors"
 	"fmt"
+	"os"
+	"syscall"
 	"time"
 	"unsafe"
 
@@ -62,14 +64,21 @@ func NewExecutor(o ExecutorOptions) (*Executor, error) {
 		if err == nil {
 			return e, nil
 		}
-		errs = append(errs, err)
+		errs = append(errs, fmt.Errorf("%s: %w", tracker, err))
+		if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOMEM) {
+			break // the other one would fail, too
+		}
 	}
 	return nil, errors.Join(errs...)
 }
 
 // trackers are the programs that can record forks here, the best one first: where
-// tracepoints are preemptible that is an fentry, which needs the kernel's function tracer.
+// tracepoints are preemptible that is an fexit, which needs the kernel's function tracer.
+// With PREEMPT_RT it is preemptible itself, and has no copies.
 func trackers() []string {
+	if rt, err := os.ReadFile("/sys/kernel/realtime"); err == nil && rt[0] == '1' {
+		return []string{executeProgTrackFork}
+	}
 	if preemptible() {
 		return []string{executeProgTrackAttach, executeProgTrackFork}
 	}
@@ -136,7 +145,17 @@ func loadExecutor(o ExecutorOptions, tracker string) (*Executor, error) {
 			return nil, errors.Join(err, e.Close())
 		}
 	}
+	if tracker == executeProgTrackAttach && !e.tracks() {
+		return nil, errors.Join(errors.New("it does not run when a process forks"), e.Close())
+	}
 	return e, nil
+}
+
+// tracks forks, and reports whether the tracker has seen it.
+func (e *Executor) tracks() bool {
+	// The child cannot become a directory, and exits.
+	_, _ = syscall.ForkExec("/", []string{"/"}, nil)
+	return e.words.load(executeVarTracked) != 0
 }
 
 func (e *Executor) attach(program string) error {

@@ -49,7 +49,8 @@ func (e *Executor) Switches() (window, reap uint64) {
 // CPULeft is how long a real-time thread may have the CPU that the calling one, an
 // ordinary one, is on, before the kernel takes it away. Other real-time threads may have
 // used some of that up. It is false where that is not known: before Linux 5.14, which has
-// no such programs, and in kernels without CONFIG_FAIR_GROUP_SCHED.
+// no such programs, in kernels without CONFIG_FAIR_GROUP_SCHED, and where a scheduler
+// written in BPF runs the caller (sched_ext). Several threads may call it at a time.
 //
 // From Linux 6.12 on (dl_server) it is up to a second less 50 ms, and begins anew where
 // ordinary threads have the CPU for 50 ms. Before that it is what

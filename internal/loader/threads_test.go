@@ -153,12 +153,11 @@ func TestCPULeft(t *testing.T) {
 	} else if !known {
 		return
 	}
-	var least, most time.Duration = left, left
-	for begin := time.Now(); time.Since(begin) < 500*time.Millisecond; {
+	// Real-time threads of other tests may have had the CPU.
+	for begin := time.Now(); left < 900*time.Millisecond && time.Since(begin) < 5*time.Second; {
 		left, ok = e.CPULeft()
-		least, most = min(least, left), max(most, left)
 	}
-	if !ok || most < 900*time.Millisecond || most > 950*time.Millisecond || least < 600*time.Millisecond {
-		t.Errorf("between %v and %v are left, %v", least, most, ok)
+	if !ok || left < 900*time.Millisecond || left > 950*time.Millisecond {
+		t.Errorf("%v are left, %v", left, ok)
 	}
 }

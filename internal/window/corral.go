@@ -28,16 +28,17 @@ const (
 // corral confines every thread of the kill set to the one CPU on which the killer
 // runs as SCHED_FIFO: none of them runs until the killer yields.
 type corral struct {
-	kernel   Kernel
-	guardian *guardian
-	table    *table
-	cpu      int // on which it is closed
-	other    int // where it may move to, -1: nowhere
-	sets     corralSets
-	limit    time.Duration // for how long the kernel leaves it that CPU, fifoLimit at most
-	here     int           // the CPU that it is on, once it does not move any more
-	moves    int           // until then
-	own      affinity.Set  // the killer's, before
+	kernel     Kernel
+	guardian   *guardian
+	table      *table
+	cpu        int // on which it is closed
+	other      int // where it may move to, -1: nowhere
+	sets       corralSets
+	limit      time.Duration // for how long the kernel leaves it that CPU, at most what it wants
+	otherTaken bool          // by real-time threads
+	here       int           // the CPU that it is on, once it does not move any more
+	moves      int           // until then
+	own        affinity.Set  // the killer's, before
 
 	threads []corralled
 	next    int // the first that was not tried yet
@@ -190,8 +191,8 @@ func (c *corral) close(began time.Time) error {
 	for range sweeps {
 		for ; c.next < len(c.threads); c.next++ {
 			c.confine(c.next)
-			if c.next%256 == 0 && time.Since(began) > closeLimit {
-				return fmt.Errorf("%d threads are too many to confine", len(c.threads))
+			if limit := min(closeLimit, c.limit); c.next%256 == 0 && time.Since(began) > limit {
+				return fmt.Errorf("%d threads are too many to confine in %v", len(c.threads), limit)
 			}
 		}
 		births := c.kernel.Births()
@@ -302,7 +303,11 @@ func (c *corral) restore(i int) (err error) {
 
 // leave takes the killer to another CPU, where it can: exits begin at once.
 func (c *corral) leave() {
-	if elsewhere := c.own.Without(c.here); elsewhere != (affinity.Set{}) {
+	elsewhere := c.own.Without(c.here)
+	if c.otherTaken { // who has that might not let it go on
+		elsewhere = elsewhere.Without(c.other)
+	}
+	if elsewhere != (affinity.Set{}) {
 		affinity.Apply(0, &elsewhere)
 	}
 }

@@ -1,9 +1,16 @@
 package window
 
 import (
+	"context"
 	"fmt"
+	"os"
 	"runtime"
+	"strconv"
+	"strings"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/bpfkill/bpfkill/internal/affinity"
 )
@@ -17,47 +24,121 @@ const (
 	leftPatience = 1100 * time.Millisecond
 	// otherPatience is the same for the CPU that the corral may move to, or may not.
 	otherPatience = 200 * time.Millisecond
+	// unreapedLimit is what the killer wants where there is nothing to reap.
+	unreapedLimit = closeLimit + 100*time.Millisecond
 )
 
-// awaitLeft runs on a CPU, as an ordinary thread, until the kernel would leave that to a
-// real-time one for as long as the killer may want it. It returns for how long that is.
-// Where it cannot be known it is taken to be long enough.
-func awaitLeft(k Kernel, cpu *affinity.Set, patience time.Duration) time.Duration {
-	affinity.Apply(0, cpu)
-	for give := clock() + uint64(patience); ; {
-		left, ok := k.CPULeft()
-		if !ok || left >= fifoLimit+leftMargin {
-			return fifoLimit
+// realTimeLimit is how long real-time threads may have a CPU in each period, less a
+// margin, and at most max.
+func realTimeLimit(max time.Duration) time.Duration {
+	text, err := os.ReadFile("/proc/sys/kernel/sched_rt_runtime_us")
+	if err != nil {
+		return max
+	}
+	µs, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil || µs < 0 {
+		return max
+	}
+	return min(max, time.Duration(µs)*time.Microsecond-2*leftMargin)
+}
+
+// lookout is an ordinary thread on the corral's other CPU. It says how long the kernel
+// would leave that to a real-time one.
+type lookout struct {
+	tid         int32 // 0 until it has begun
+	stop, ended uint32
+	left        int64 // ns; long where it is not known
+}
+
+func (c *corral) startLookout() *lookout {
+	l := &lookout{}
+	go func() {
+		runtime.LockOSThread() // its thread ends with this, but for the process's first
+		atomic.StoreInt32(&l.tid, int32(unix.Gettid()))
+		for first := true; atomic.LoadUint32(&l.stop) == 0; first = false {
+			if first {
+				affinity.Apply(0, &c.sets[1])
+			}
+			atomic.StoreInt64(&l.left, int64(c.left()))
+			spin(time.Millisecond)
 		}
-		if clock() > give {
-			return left - leftMargin
-		}
-		for ask := clock() + uint64(time.Millisecond); clock() < ask; {
-		}
+		affinity.Apply(0, &c.own)
+		atomic.StoreUint32(&l.ended, 1)
+	}()
+	return l
+}
+
+// end takes the lookout off its CPU, which another thread may keep from it. One that has
+// not begun yet does not. The Go scheduler is not asked to wait: its own threads may have
+// to, for that CPU.
+func (l *lookout) end(elsewhere *affinity.Set) {
+	atomic.StoreUint32(&l.stop, 1)
+	tid := atomic.LoadInt32(&l.tid)
+	for tid != 0 && atomic.LoadUint32(&l.ended) == 0 {
+		affinity.Apply(tid, elsewhere)
+		ms := unix.NsecToTimespec(int64(time.Millisecond))
+		_ = unix.Nanosleep(&ms, nil)
+	}
+}
+
+// left is how long the kernel leaves the calling thread's CPU to the killer.
+func (c *corral) left() time.Duration {
+	left, ok := c.kernel.CPULeft()
+	if !ok {
+		return time.Hour
+	}
+	return left
+}
+
+func spin(d time.Duration) {
+	for until := clock() + uint64(d); clock() < until; {
 	}
 }
 
 // awaitTime is the last thing before the killer becomes SCHED_FIFO: the kernel takes a CPU
 // from real-time threads for ordinary ones, which would be the kill set, and reckons with
-// what other real-time threads had of it before. The killer is on the corral's CPU then,
-// and keeps it until the limit that this sets; where the other CPU is not to be had, the
-// corral does not move.
-func (c *corral) awaitTime(m *mover) error {
-	other := make(chan time.Duration, 1)
+// what other real-time threads had of it before. So the killer runs on the corral's CPU
+// as an ordinary thread until the kernel would leave it that for as long as it wants it,
+// and another one on the CPU that the corral may move to.
+//
+// It sets the limit that the killer keeps to. Where the other CPU is not to be had for
+// that long, the corral does not move.
+func (c *corral) awaitTime(ctx context.Context, m *mover, want time.Duration) error {
+	want = realTimeLimit(want)
+	enough := want + leftMargin
+	affinity.Apply(0, &c.sets[0])
+	began := clock()
+	var other *lookout
 	if m != nil {
-		go func() {
-			runtime.LockOSThread() // the thread ends with this, but for the process's first
-			left := awaitLeft(c.kernel, &c.sets[1], otherPatience)
-			affinity.Apply(0, &c.own)
-			other <- left
-		}()
+		other = c.startLookout()
 	}
-	c.limit = awaitLeft(c.kernel, &c.sets[0], leftPatience)
-	if m != nil && <-other < fifoLimit {
+	for ctx.Err() == nil {
+		waited := time.Duration(clock() - began)
+		own := c.left() >= enough
+		elsewhere := other == nil || time.Duration(atomic.LoadInt64(&other.left)) >= enough
+		if own && (elsewhere || waited >= otherPatience) || waited >= leftPatience {
+			break
+		}
+		spin(time.Millisecond)
+	}
+	// Those who were born meanwhile need not be looked for in the window. What fails
+	// here fails there, too, and is told then.
+	if births := c.kernel.Births(); births != c.births {
+		c.births, c.seenNS = births, bootTimeNS()
+		_ = c.newcomers()
+	}
+	if other != nil {
+		if time.Duration(atomic.LoadInt64(&other.left)) < enough {
+			m.next, c.otherTaken = never, true
+		}
+		other.end(&c.own)
+	}
+	c.limit = max(0, min(want, c.left()-leftMargin))
+	if c.limit == want {
+		return nil
+	}
+	if m != nil {
 		m.next = never
 	}
-	if c.limit < fifoLimit {
-		return fmt.Errorf("real-time threads have had CPU %d, the kernel leaves no more than %v of it", c.cpu, c.limit.Round(time.Millisecond))
-	}
-	return nil
+	return fmt.Errorf("real-time threads have had CPU %d, the kernel leaves no more than %v of it", c.cpu, c.limit.Round(time.Millisecond))
 }

@@ -1,6 +1,7 @@
 package window
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -134,7 +135,7 @@ func (h *held) close(t *testing.T, moves bool) {
 	if moves {
 		must(t, h.reaper.prepareMoves(h.corral, h.priority()))
 	}
-	must(t, h.awaitTime(h.reaper.mover))
+	must(t, h.awaitTime(t.Context(), h.reaper.mover, fifoLimit))
 	if !h.stance.promote(h.priority() + 1) {
 		t.Fatal("no SCHED_FIFO")
 	}
@@ -394,21 +395,56 @@ func TestShortCorral(t *testing.T) {
 	defer affinity.Apply(0, &own)
 	cpu, err := affinity.CPU()
 	must(t, err)
+	full := realTimeLimit(fifoLimit)
 	for _, test := range []struct {
 		left  time.Duration
 		known bool
 		limit time.Duration
 		other bool // whether it may move
 	}{
-		{0, false, fifoLimit, true},
-		{fifoLimit + leftMargin, true, fifoLimit, true},
-		{fifoLimit, true, fifoLimit - leftMargin, false},
+		{0, false, full, true},
+		{full + leftMargin, true, full, true},
+		{full, true, full - leftMargin, false},
+		{leftMargin / 2, true, 0, false},
 	} {
 		k := &fake{left: test.left, leftKnown: test.known}
-		c, m := &corral{kernel: k, cpu: cpu, sets: setsOf(cpu, -1)}, &mover{}
-		err := c.awaitTime(m)
-		if c.limit != test.limit || (err != nil) != (test.limit < fifoLimit) || (m.next != never) != test.other {
+		c, m := &corral{kernel: k, cpu: cpu, sets: setsOf(cpu, -1), own: own}, &mover{}
+		err := c.awaitTime(t.Context(), m, fifoLimit)
+		if c.limit != test.limit || (err != nil) != (test.limit < full) || (m.next != never) != test.other {
 			t.Errorf("%v left, %v: %v for the killer, moves at %d, %v", test.left, test.known, c.limit, m.next, err)
 		}
+	}
+	// Without time nobody is confined.
+	c := &corral{kernel: &fake{leftKnown: true}, cpu: cpu, sets: setsOf(cpu, -1), own: own}
+	c.threads = []corralled{{}}
+	if err := c.close(time.Now().Add(-time.Millisecond)); err == nil {
+		t.Error("a corral was closed that the killer has no time for")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	began := time.Now()
+	if err := c.awaitTime(ctx, nil, fifoLimit); err == nil || time.Since(began) > leftPatience/2 {
+		t.Errorf("interrupted, it waited %v, and said %v", time.Since(began), err)
+	}
+}
+
+// TestOtherCPUHasNoTime: who has the other CPU of the corral for himself keeps nobody
+// waiting. The corral stays.
+func TestOtherCPUHasNoTime(t *testing.T) {
+	allCPUs(t)
+	target := startRunner(t, -1, 0)
+	h := hold(t, target.Process.Pid)
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	here := affinity.Only(h.cpu)
+	must(t, errnoError(affinity.Apply(0, &here)))
+	defer affinity.Apply(0, &h.own)
+	startRunner(t, h.other, 50)
+	h.close(t, true)
+	ran := h.wait(5*turn, target)
+	moves := h.reaper.mover.moves
+	h.free(t)
+	if moves != 0 || ran[0] != 0 {
+		t.Errorf("%d moves, the target counted %d", moves, ran[0])
 	}
 }

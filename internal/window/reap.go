@@ -148,8 +148,8 @@ func (p *reaper) ready(own affinity.Set, corralCPU int) error {
 		return fmt.Errorf("eventfd: %w", err)
 	}
 	p.start = fd
-	// Each helper needs one of the Go runtime's processors beside the killer's and
-	// the mover's two. Saying how many also keeps the runtime from stopping the world
+	// Each helper needs one of the Go runtime's processors beside those of the killer, the
+	// mover and the lookout. Saying how many also keeps the runtime from stopping the world
 	// when it finds that another number would do.
 	p.procs = runtime.GOMAXPROCS(0)
 	runtime.GOMAXPROCS(max(p.procs, n+4))
@@ -164,6 +164,14 @@ func (p *reaper) ready(own affinity.Set, corralCPU int) error {
 		}
 	}
 	return nil
+}
+
+// wants is how long the killer is going to have the corral's CPU at most.
+func (p *reaper) wants() time.Duration {
+	if len(p.fds) == 0 {
+		return unreapedLimit
+	}
+	return fifoLimit
 }
 
 // prepareMoves lets the corral move while the killer reaps, whose priority is one

@@ -405,12 +405,14 @@ func (r *run) confine(ctx context.Context, s *stance, reaper *reaper) (began uin
 			s.note("the corral stays on one CPU", reaper.prepareMoves(c, priority))
 			if reaper.mover != nil {
 				priority++
-				_ = lockMemory() // what was allocated since; raise has told whether that can be
 			}
 		}
 	}
 	if c != nil {
-		s.note("the corral is shorter", c.awaitTime(reaper.mover))
+		s.note("the corral is shorter", c.awaitTime(ctx, reaper.mover, reaper.wants()))
+		if reaper.mover != nil {
+			_ = lockMemory() // what was allocated since; raise has told whether that can be
+		}
 	}
 	began = clock()
 	reaper.mover.begin(began)
