@@ -464,8 +464,9 @@ int cpu_left(void *ctx)
 		/* It is switched off; or does not reckon with the caller, whom another class
 		 * runs (sched_ext). */
 		if (used && (__s64)may > -(__s64)period)
-			left = (__s64)may > (__s64)used && !BPF_CORE_READ_BITFIELD_PROBED(server, dl_defer_running) ?
-				       may - used : 0;
+			left = (__s64)may > (__s64)used ? may - used : 0;
+		if (BPF_CORE_READ_BITFIELD_PROBED(server, dl_defer_running))
+			left = 0;
 	} else if (bpf_core_field_exists(rq->rt.rt_time)) {
 		used = BPF_CORE_READ(rq, rt.rt_time);
 		may = BPF_CORE_READ(rq, rt.rt_runtime);
