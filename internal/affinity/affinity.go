@@ -112,6 +112,13 @@ func Isolated() Set {
 	return s
 }
 
+// PreemptRT reports whether the kernel has PREEMPT_RT, which preempts whoever holds one
+// of its locks as well.
+func PreemptRT() bool {
+	text, err := os.ReadFile("/sys/kernel/realtime")
+	return err == nil && strings.HasPrefix(string(text), "1")
+}
+
 // parse reads a list as the kernel writes it (bitmap_print_to_pagebuf): "0-3,8", or an
 // empty line.
 func parse(text string) (s Set, err error) {

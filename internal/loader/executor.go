@@ -3,7 +3,6 @@ package loader
 import (
 	"errors"
 	"fmt"
-	"os"
 	"syscall"
 	"time"
 	"unsafe"
@@ -76,10 +75,7 @@ func NewExecutor(o ExecutorOptions) (*Executor, error) {
 // tracepoints are preemptible that is an fexit, which needs the kernel's function tracer.
 // With PREEMPT_RT it is preemptible itself, and has no copies.
 func trackers() []string {
-	if rt, err := os.ReadFile("/sys/kernel/realtime"); err == nil && rt[0] == '1' {
-		return []string{executeProgTrackFork}
-	}
-	if preemptible() {
+	if preemptible() && !affinity.PreemptRT() {
 		return []string{executeProgTrackAttach, executeProgTrackFork}
 	}
 	return []string{executeProgTrackFork}
@@ -100,7 +96,7 @@ func loadExecutor(o ExecutorOptions, tracker string) (*Executor, error) {
 	if !o.Batch {
 		delete(spec.Programs, executeProgDeliver)
 	}
-	if release, err := Kernel(); err != nil || checkRelease(release, 5, 14) != nil {
+	if !atLeast(5, 14) {
 		delete(spec.Programs, executeProgCpuLeft)
 	}
 	if HaveReap() != nil {

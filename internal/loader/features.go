@@ -64,6 +64,13 @@ func checkRelease(release string, minMajor, minMinor int) error {
 	return nil
 }
 
+// atLeast reports whether the running kernel is of that version or later. Without a
+// release that can be read it is taken not to be.
+func atLeast(major, minor int) bool {
+	release, err := Kernel()
+	return err == nil && checkRelease(release, major, minor) == nil
+}
+
 // needed lists, for each capability of the kill path, those that include it.
 var needed = []struct {
 	name string

@@ -295,7 +295,4 @@ func openTaskIterator(prog *ebpf.Program, tid int32) (*os.File, error) {
 
 // filtersTasks reports whether an iterator can be told which task is meant: older
 // kernels take the option and ignore it.
-func filtersTasks() bool {
-	release, err := Kernel()
-	return err == nil && checkRelease(release, 6, 1) == nil
-}
+func filtersTasks() bool { return atLeast(6, 1) }

@@ -28,17 +28,8 @@ func copiesOf(coll *ebpf.Collection, program string) (all []*ebpf.Program) {
 	return all
 }
 
-// preemptible reports whether tracepoints are. Without a release that can be read
-// they are taken not to be.
-func preemptible() bool {
-	release, err := Kernel()
-	if err != nil {
-		return false
-	}
-	var major int
-	_, err = fmt.Sscanf(release, "%d.", &major)
-	return err == nil && major >= preemptibleMajor
-}
+// preemptible reports whether tracepoints are.
+func preemptible() bool { return atLeast(preemptibleMajor, 0) }
 
 // addSeconds gives programs a second copy, where tracepoints are preemptible.
 // Running both must do no harm.

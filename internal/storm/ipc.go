@@ -20,14 +20,14 @@ var ipcTopologies = []Topology{
 		Name: "mqueue", Unit: "servers", Channel: "other", Quiet: true,
 		Summary: "servers that have a POSIX message queue open, each with a router child that waits for a message, or for room for one",
 		Outcome: "nobody wakes: a queue does not care who has it open",
-		needs:   func() error { return needIPC("POSIX message queues", "CONFIG_POSIX_MQUEUE", unix.SYS_MQ_UNLINK) },
+		needs:   needMqueue,
 		build:   buildMqueue,
 	}, {
 		Name: "mqueue-notice", Unit: "servers", Channel: "other",
 		Summary:       "servers that asked a POSIX message queue for notice by a thread, each with a router child that awaits it: in read, ppoll or epoll_pwait on the netlink socket that it comes through",
 		Outcome:       "every router wakes: who closes the queue is told that there is no notice any more",
 		Unpredictable: "who asked a message queue for notice, and the netlink socket that it goes to, are not read",
-		needs:         func() error { return needIPC("POSIX message queues", "CONFIG_POSIX_MQUEUE", unix.SYS_MQ_UNLINK) },
+		needs:         needMqueue,
 		build:         buildMqueueNotice,
 	}, {
 		Name: "netlink", Unit: "servers", Channel: "other",
@@ -49,6 +49,10 @@ func needIPC(what, option string, call uintptr) error {
 		return fmt.Errorf("%s: %w (%s)", what, errno, option)
 	}
 	return nil
+}
+
+func needMqueue() error {
+	return needIPC("POSIX message queues", "CONFIG_POSIX_MQUEUE", unix.SYS_MQ_UNLINK)
 }
 
 // ownIPC leaves the IPC namespace of the others.

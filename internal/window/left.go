@@ -29,17 +29,17 @@ const (
 )
 
 // realTimeLimit is how long real-time threads may have a CPU in each period, less a
-// margin, and at most max.
-func realTimeLimit(max time.Duration) time.Duration {
+// margin, and at most as long as is wanted.
+func realTimeLimit(want time.Duration) time.Duration {
 	text, err := os.ReadFile("/proc/sys/kernel/sched_rt_runtime_us")
 	if err != nil {
-		return max
+		return want
 	}
 	µs, err := strconv.Atoi(strings.TrimSpace(string(text)))
 	if err != nil || µs < 0 {
-		return max
+		return want
 	}
-	return min(max, time.Duration(µs)*time.Microsecond-2*leftMargin)
+	return min(want, time.Duration(µs)*time.Microsecond-2*leftMargin)
 }
 
 // lookout is an ordinary thread on the corral's other CPU. It says how long the kernel
@@ -55,10 +55,10 @@ func (c *corral) startLookout() *lookout {
 	go func() {
 		runtime.LockOSThread() // its thread ends with this, but for the process's first
 		atomic.StoreInt32(&l.tid, int32(unix.Gettid()))
-		for first := true; atomic.LoadUint32(&l.stop) == 0; first = false {
-			if first {
-				affinity.Apply(0, &c.sets[1])
-			}
+		if atomic.LoadUint32(&l.stop) == 0 {
+			affinity.Apply(0, &c.sets[1])
+		}
+		for atomic.LoadUint32(&l.stop) == 0 {
 			atomic.StoreInt64(&l.left, int64(c.left()))
 			spin(time.Millisecond)
 		}

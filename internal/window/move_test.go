@@ -303,18 +303,25 @@ func TestCorralStays(t *testing.T) {
 	bound.Wait() // a zombie stays in its cgroup
 }
 
+// holdHere prepares a corral around one who runs, and keeps this thread on its CPU: on the
+// other one it would have to wait for who is going to have that.
+func holdHere(t *testing.T) (*runner, *held) {
+	t.Helper()
+	target := startRunner(t, -1, 0)
+	h := hold(t, target.Process.Pid)
+	runtime.LockOSThread()
+	t.Cleanup(runtime.UnlockOSThread)
+	here := affinity.Only(h.cpu)
+	must(t, errnoError(affinity.Apply(0, &here)))
+	t.Cleanup(func() { affinity.Apply(0, &h.own) })
+	return target, h
+}
+
 // TestCorralWaitsForTheCPU: somebody of a higher priority has the other CPU. The
 // corral stays, and moves when it can.
 func TestCorralWaitsForTheCPU(t *testing.T) {
 	allCPUs(t)
-	target := startRunner(t, -1, 0)
-	h := hold(t, target.Process.Pid)
-	// Not there: this thread would have to wait, too.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	here := affinity.Only(h.cpu)
-	must(t, errnoError(affinity.Apply(0, &here)))
-	defer affinity.Apply(0, &h.own)
+	target, h := holdHere(t)
 	busy := startRunner(t, h.other, 50)
 	must(t, unix.Kill(busy.Process.Pid, unix.SIGSTOP))
 	time.Sleep(leftPatience) // until the kernel has forgotten what it had
@@ -432,13 +439,7 @@ func TestShortCorral(t *testing.T) {
 // waiting. The corral stays.
 func TestOtherCPUHasNoTime(t *testing.T) {
 	allCPUs(t)
-	target := startRunner(t, -1, 0)
-	h := hold(t, target.Process.Pid)
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	here := affinity.Only(h.cpu)
-	must(t, errnoError(affinity.Apply(0, &here)))
-	defer affinity.Apply(0, &h.own)
+	target, h := holdHere(t)
 	startRunner(t, h.other, 50)
 	h.close(t, true)
 	ran := h.wait(5*turn, target)

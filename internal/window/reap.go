@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -178,10 +177,7 @@ func (p *reaper) wants() time.Duration {
 // more than this. It stays where there is no other CPU, no priority above, or a kernel
 // with PREEMPT_RT.
 func (p *reaper) prepareMoves(c *corral, priority uint32) error {
-	if len(p.fds) == 0 || c.other < 0 || priority >= maxPriority {
-		return nil
-	}
-	if rt, err := os.ReadFile("/sys/kernel/realtime"); err == nil && rt[0] == '1' {
+	if len(p.fds) == 0 || c.other < 0 || priority >= maxPriority || affinity.PreemptRT() {
 		return nil
 	}
 	var err error

@@ -64,7 +64,7 @@ type Result struct {
 	HeartbeatGapAtMS float64 `json:"heartbeat_gap_at_ms"`
 	// How late the beat at its end began; and of the gap, how long the heartbeat had a
 	// processor and waited for one, its major faults, and the processor that it got then.
-	// What it had besides the touching of its memory is the kernel's interrupts there.
+	// Where it was late and did neither, nothing was emulated for it.
 	HeartbeatGapLateMS float64 `json:"heartbeat_gap_late_ms,omitempty"`
 	HeartbeatGapRanMS  float64 `json:"heartbeat_gap_ran_ms,omitempty"`
 	HeartbeatGapWaitMS float64 `json:"heartbeat_gap_wait_ms"`
