@@ -43,7 +43,7 @@ static __always_inline void emit_mapping(void *at)
 {
 	struct vm_area_struct *vma = at - bpf_core_field_offset(struct vm_area_struct, shared.rb);
 	struct link_record r = {
-		.kind = LINK_LOCK_MAPPED,
+		.kind = LINK_MAPPED,
 		.from = (__u64)BPF_CORE_READ(vma, vm_file),
 		.inode = (__u64)vma, /* tells mappings apart */
 	};

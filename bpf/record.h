@@ -91,6 +91,7 @@ struct descriptor_record {
 	__u64 object_id;
 	__u64 inode;
 	__s64 file_refs; /* without the iterator's own */
+	/* OBJECT_WATCHED: marks on the file and its directory, its mount and file system. */
 	__u64 own[2]; /* wait queues of the object itself */
 	__u64 wakes[2]; /* further ones that its end wakes */
 	__u64 self_key, peer_key; /* TCP: a connection as each of its ends names it */
@@ -99,13 +100,14 @@ struct descriptor_record {
 	__s32 tgid;
 	__s32 fd;
 	__u32 table_users; /* tasks that share the descriptor table */
+	__u32 wanted; /* OBJECT_WATCHED: what marks must ask for, FS_CLOSE_* */
 	/* The kernel's counts of files on each side of a pipe. Others: writers are those of
 	 * the object, readers those of the other end where only its end wakes who sleeps here. */
 	__u32 readers, writers;
 	__u8 kind; /* OBJECT_* */
 	__u8 end; /* END_* */
 	__u8 flags; /* DESCRIPTOR_* */
-	__u8 pad;
+	__u8 pad[5];
 };
 
 #define DESCRIPTOR_HIDES 1 /* may hold files that are in no descriptor table */
@@ -119,6 +121,7 @@ struct descriptor_record {
 #define OBJECT_PTY_SLAVE 6
 #define OBJECT_LOCKED 7 /* a file on which somebody waits for a lock */
 #define OBJECT_RING 8 /* an io_uring */
+#define OBJECT_WATCHED 9 /* a file of whose close somebody is told */
 
 #define END_READ 1
 #define END_WRITE 2
@@ -156,7 +159,8 @@ struct link_record {
 	__u64 inode;
 	__u32 kind; /* LINK_* */
 	__s32 tgid; /* of who maps a file */
-	__u32 freed, wanted; /* LINK_ROOM: bytes that go with one datagram, and must go */
+	__u32 freed; /* LINK_ROOM: bytes that go with one datagram; LINK_SEM_*: which one */
+	__u32 wanted; /* LINK_ROOM: bytes that must go; LINK_MARK: FS_*; LINK_SEM_*: a value */
 };
 
 #define LINK_QUEUE 1 /* from an object to a queue */
@@ -166,7 +170,12 @@ struct link_record {
 #define LINK_LOCK_WAITER 5 /* from a blocked request to the queue of who waits for it */
 #define LINK_LOCK_BLOCKED 6 /* from a lock or a blocked request to the queue behind it */
 #define LINK_ROOM 7 /* from an object to a queue, for those there who wait to send */
-#define LINK_LOCK_MAPPED 8 /* from a file to the start of the process that maps it */
+#define LINK_MAPPED 8 /* from a file to the start of the process that maps it */
+#define LINK_MARK 9 /* from what is watched to the queue of who is told */
+#define LINK_SEM_UNDOER 10 /* from an undo list to the start of one whose exit undoes it */
+#define LINK_SEM_UNDO 11 /* from an undo list to a set; inode: the set's id */
+#define LINK_SEM_VALUE 12 /* from a set: what one of its semaphores is */
+#define LINK_SEM_OPERATION 13 /* from a set to who waits; inode: which operation, of tgid */
 
 /* What a walk could not read. */
 struct walk_counts {

@@ -15,6 +15,8 @@
 #include "sockets.h"
 #include "tty.h"
 #include "locks.h"
+#include "notify.h"
+#include "sem.h"
 #include "walk.h"
 
 #define SA_NOCLDSTOP 1
@@ -29,8 +31,6 @@
 #define PIPEFS_MAGIC 0x50495045
 #define ANON_INODE_FS_MAGIC 0x09041934
 #define RING_NAME 0x6e6972755f6f695bULL /* "[io_urin", little-endian */
-#define FMODE_READ 1
-#define FMODE_WRITE 2
 #define MAX_CPUS 1024
 #define MM_FILEPAGES 0
 #define MM_ANONPAGES 1
@@ -368,6 +368,8 @@ int processes(struct bpf_iter__task *ctx)
 
 	if (!task)
 		return 0;
+	if (!listing)
+		fill_undo(task);
 	if (task->pid != task->tgid) {
 		write_thread(seq, task);
 		return 0;
@@ -449,6 +451,12 @@ static __always_inline bool fill_object(struct descriptor_record *r, struct file
 	return false;
 }
 
+/* Whether the file can be watched: neither a socket nor a pipe(2). */
+static __always_inline bool has_name(const struct descriptor_record *r, struct inode *inode)
+{
+	return (inode->i_mode & S_IFMT) != S_IFSOCK && r->kind != OBJECT_PIPE;
+}
+
 static __always_inline void write_descriptor(struct bpf_iter__task_file *ctx,
 					     struct descriptor_record *r)
 {
@@ -485,6 +493,11 @@ int descriptors(struct bpf_iter__task_file *ctx)
 	__builtin_memset(r, 0, sizeof(*r));
 	if (fill_object(r, file, inode))
 		write_descriptor(ctx, r);
+	if (has_name(r, inode)) {
+		__builtin_memset(r, 0, sizeof(*r));
+		if (fill_watched(r, file, inode))
+			write_descriptor(ctx, r);
+	}
 	if (!inode->i_flctx)
 		return 0;
 	__builtin_memset(r, 0, sizeof(*r));

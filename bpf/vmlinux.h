@@ -90,8 +90,48 @@ typedef struct {
 	unsigned int val;
 } kuid_t;
 
+struct hlist_node {
+	struct hlist_node *next;
+};
+
+struct hlist_head {
+	struct hlist_node *first;
+};
+
+struct fsnotify_mark_connector { /* the marks on an inode, a mount or a file system */
+	struct hlist_head list;
+};
+
+struct fsnotify_group { /* an inotify or fanotify instance */
+	wait_queue_head_t notification_waitq;
+};
+
+struct fsnotify_mark {
+	__u32 mask;
+	struct fsnotify_group *group;
+	struct hlist_node obj_list;
+};
+
+struct fsnotify_sb_info { /* since v6.10, 07a3b8d0bf72 */
+	struct fsnotify_mark_connector *sb_marks;
+};
+
 struct super_block { /* pipefs or a FIFO's file system */
 	unsigned long s_magic;
+	__u32 s_fsnotify_mask;
+	struct fsnotify_sb_info *s_fsnotify_info;
+};
+
+struct super_block___marks { /* until v6.9 */
+	struct fsnotify_mark_connector *s_fsnotify_marks;
+};
+
+struct vfsmount {};
+
+struct mount {
+	struct vfsmount mnt;
+	struct fsnotify_mark_connector *mnt_fsnotify_marks;
+	__u32 mnt_fsnotify_mask;
 };
 
 struct file_lock_context { /* only where a lock is or was held */
@@ -104,6 +144,8 @@ struct inode { /* objects are told by their mode, terminals by their device */
 	unsigned long i_ino;
 	unsigned int i_rdev;
 	struct file_lock_context *i_flctx;
+	__u32 i_fsnotify_mask;
+	struct fsnotify_mark_connector *i_fsnotify_marks;
 	struct pipe_inode_info *i_pipe; /* typed, unlike the file's private_data */
 };
 
@@ -140,10 +182,13 @@ struct qstr {
 };
 
 struct dentry { /* the name says what an anonymous inode is */
+	struct dentry *d_parent;
 	struct qstr d_name;
+	struct inode *d_inode;
 };
 
 struct path {
+	struct vfsmount *mnt;
 	struct dentry *dentry;
 };
 
@@ -446,6 +491,72 @@ struct affinity_context { /* v6.2, 713a2e21a513 */
 	unsigned int flags;
 };
 
+struct xarray {
+	void *xa_head;
+};
+
+struct xa_node {
+	unsigned char shift;
+	void *slots[64]; /* 16 with CONFIG_BASE_SMALL */
+};
+
+struct idr {
+	struct xarray idr_rt;
+};
+
+struct ipc_ids {
+	struct idr ipcs_idr;
+};
+
+struct ipc_namespace {
+	struct ipc_ids ids[3]; /* semaphores, messages, shared memory */
+};
+
+struct nsproxy {
+	struct ipc_namespace *ipc_ns;
+};
+
+struct kern_ipc_perm {
+	int id;
+};
+
+struct sem {
+	int semval;
+	struct list_head pending_alter, pending_const;
+};
+
+struct sem_array {
+	struct kern_ipc_perm sem_perm;
+	struct list_head pending_alter, pending_const;
+	int sem_nsems;
+	struct sem sems[1]; /* of any length */
+};
+
+struct sem_queue {
+	struct list_head list;
+	struct task_struct *sleeper;
+	void *sops;
+	int nsops;
+};
+
+struct sem_undo_list {
+	struct list_head list_proc;
+};
+
+struct sem_undo {
+	struct list_head list_proc;
+	int semid;
+	short semadj[1]; /* of any length, since v6.5 */
+};
+
+struct sem_undo___apart { /* until v6.4 */
+	short *semadj;
+};
+
+struct sysv_sem {
+	struct sem_undo_list *undo_list;
+};
+
 struct task_struct {
 	unsigned int __state; /* since v5.14, 2f064a59a11f */
 	unsigned int flags;
@@ -472,6 +583,8 @@ struct task_struct {
 	struct sigpending pending;
 	struct pid *thread_pid;
 	struct css_set *cgroups;
+	struct nsproxy *nsproxy;
+	struct sysv_sem sysvsem;
 	char comm[16];
 };
 

@@ -31,10 +31,14 @@ const volatile __u64 sleepers_per_queue = 32768;
 #define LIST_TCP_BACKLOG 5
 #define LIST_DATAGRAMS 6 /* that a socket has not read */
 #define LIST_MAPPINGS 7 /* the mappings of a file: an rbtree */
+#define LIST_MARKS 8 /* the marks of inotify and fanotify on something */
+#define LIST_UNDOS 9 /* the sets of semaphores that an exit changes */
+#define LIST_SEM_WAITERS 10
 
 struct queue {
 	__u64 head; /* address of the list head */
 	__u64 owner; /* whose end wakes; not for wait queues */
+	__u64 scope; /* LIST_UNDOS: the IPC namespace */
 	__u32 kind; /* LIST_* */
 	__u32 pad;
 };
@@ -83,15 +87,16 @@ static __always_inline bool first_visit(__u64 id)
 /* Whether lists of a kind end with a null pointer, and do not lead back to their head. */
 static __always_inline bool ends_in_null(__u32 kind)
 {
-	return kind == LIST_TCP_BACKLOG || kind == LIST_MAPPINGS;
+	return kind == LIST_TCP_BACKLOG || kind == LIST_MAPPINGS || kind == LIST_MARKS;
 }
 
 /* Queues a list for the walk, once however many ways lead to it. */
-static __always_inline void push_list(void *head, __u64 owner, __u32 kind)
+static __always_inline void push_scoped_list(void *head, __u64 owner, __u64 scope, __u32 kind)
 {
 	struct queue q = {
 		.head = (__u64)head,
 		.owner = owner,
+		.scope = scope,
 		.kind = kind,
 	};
 	struct list_head *list = head;
@@ -100,6 +105,11 @@ static __always_inline void push_list(void *head, __u64 owner, __u32 kind)
 		return;
 	if (first_visit(q.head) && bpf_map_push_elem(&pending, &q, 0))
 		counts.dropped++;
+}
+
+static __always_inline void push_list(void *head, __u64 owner, __u32 kind)
+{
+	push_scoped_list(head, owner, 0, kind);
 }
 
 /* A wait queue is named by the address of its list head. */

@@ -35,6 +35,15 @@ static __always_inline void emit_element(void *at)
 	case LIST_MAPPINGS:
 		emit_mapping(at);
 		break;
+	case LIST_MARKS:
+		emit_mark(at);
+		break;
+	case LIST_UNDOS:
+		emit_undo((__u64)at);
+		break;
+	case LIST_SEM_WAITERS:
+		emit_sem_waiter((__u64)at);
+		break;
 	default:
 		emit_entry(at - bpf_core_field_offset(struct wait_queue_entry, entry));
 	}

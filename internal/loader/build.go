@@ -24,6 +24,7 @@ type snapshotBuilder struct {
 	file    map[uint64]int32
 	table   map[uint64]int32
 	master  map[int32]bool // objects that are masters of terminals
+	mapped  map[uint64]bool
 
 	last  ownerOf       // of the descriptor before
 	wakes []objectQueue // what the end of an object wakes beyond its own queues
@@ -31,6 +32,8 @@ type snapshotBuilder struct {
 	tcp   tcpBuilder
 	peers peerBuilder
 	room  roomBuilder
+	watch watchBuilder
+	sem   semBuilder
 	kin   kinBuilder
 }
 
@@ -70,9 +73,12 @@ func newSnapshotBuilder() *snapshotBuilder {
 		file:    make(map[uint64]int32),
 		table:   make(map[uint64]int32),
 		master:  make(map[int32]bool),
+		mapped:  make(map[uint64]bool),
 		locks:   newLockBuilder(),
 		tcp:     newTCPBuilder(),
 		room:    make(roomBuilder),
+		watch:   newWatchBuilder(),
+		sem:     newSemBuilder(),
 		kin:     newKinBuilder(),
 	}
 }
@@ -87,6 +93,7 @@ func (b *snapshotBuilder) build(sleepers []snapshotSleeperRecord, links []snapsh
 	b.finishKin()
 	b.addSleepers(sleepers)
 	b.finishLocks()
+	b.sem.addObjects(b, sleepers)
 	return b.snap
 }
 
@@ -135,6 +142,9 @@ func (b *snapshotBuilder) addDescriptor(r *snapshotDescriptorRecord) {
 	case objectLocked:
 		b.locks.addDescriptor(r, proc, table)
 		return
+	case objectWatched:
+		b.watch.addDescriptor(b, r, proc, table)
+		return
 	case objectRing:
 		return
 	}
@@ -172,6 +182,7 @@ const (
 	objectPTYSlave
 	objectLocked
 	objectRing
+	objectWatched
 )
 
 // Flags of descriptors: DESCRIPTOR_* of bpf/record.h.
@@ -234,7 +245,12 @@ const (
 	linkLockWaiter
 	linkLockBlocked
 	linkRoom
-	linkLockMapped
+	linkMapped
+	linkMark
+	linkSemUndoer
+	linkSemUndo
+	linkSemValue
+	linkSemOperation
 )
 
 func (b *snapshotBuilder) addLinks(links []snapshotLinkRecord) {
@@ -253,13 +269,33 @@ func (b *snapshotBuilder) addLinks(links []snapshotLinkRecord) {
 			if obj, ok := b.object[l.From]; ok {
 				b.tcp.addPeer(obj, l.To, l.Inode)
 			}
+		case linkMapped:
+			b.addMapping(l)
+		case linkMark:
+			b.watch.addMark(l)
+		case linkSemUndoer, linkSemUndo, linkSemValue, linkSemOperation:
+			b.sem.addLink(l)
 		default:
 			b.locks.addLink(l)
 		}
 	}
 	b.locks.addObjects(b)
+	b.watch.link(b)
 	b.tcp.link(b)
 	b.room.link(b)
+}
+
+// addMapping adds a mapping of a file to what holds it: a reference of its own, like an
+// entry of a table that nobody has.
+func (b *snapshotBuilder) addMapping(l *snapshotLinkRecord) {
+	proc, ok := b.process[taskKey{l.Tgid, l.To}]
+	if !ok || b.mapped[l.Inode] {
+		return
+	}
+	b.mapped[l.Inode] = true
+	d := waitgraph.Descriptor{Process: proc, Table: -1, FD: int32(-1 - len(b.mapped))}
+	b.locks.addMapping(l.From, d)
+	b.watch.addMapping(b, l.From, d)
 }
 
 // outsider returns the index of a process that the caller's pid namespace does

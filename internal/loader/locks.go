@@ -16,7 +16,6 @@ type lockBuilder struct {
 	waiters []snapshotLinkRecord   // blocked requests and the queues of who made them
 	blocked map[uint64][]uint64    // lock or request -> queues behind it
 	held    []objectQueue          // blocked request -> queue of who made it
-	mapped  []snapshotLinkRecord   // files and who maps them
 }
 
 // lockedFile is a file description with locks on its inode.
@@ -54,34 +53,20 @@ func (l *lockBuilder) addLink(r *snapshotLinkRecord) {
 		l.waiters = append(l.waiters, *r)
 	case linkLockBlocked:
 		l.blocked[r.From] = append(l.blocked[r.From], r.To)
-	case linkLockMapped:
-		l.mapped = append(l.mapped, *r)
 	}
 }
 
-// addMappings adds those to the descriptors of each file who hold it by mapping it.
-func (l *lockBuilder) addMappings(b *snapshotBuilder) {
-	seen := make(map[uint64]bool, len(l.mapped))
-	for i := range l.mapped {
-		r := &l.mapped[i]
-		proc, ok := b.process[taskKey{r.Tgid, r.To}]
-		if !ok || seen[r.Inode] {
-			continue
-		}
-		seen[r.Inode] = true
-		f := l.files[r.From]
-		if f == nil { // its refs are those of the mappings then
-			f = &lockedFile{}
-			l.files[r.From] = f
-		}
-		// Each is a reference of its own, like an entry of a table that nobody has.
-		f.descriptors = append(f.descriptors, waitgraph.Descriptor{Process: proc, Table: -1, FD: int32(-2 - i)})
+func (l *lockBuilder) addMapping(file uint64, d waitgraph.Descriptor) {
+	f := l.files[file]
+	if f == nil { // its refs are those of the mappings then
+		f = &lockedFile{}
+		l.files[file] = f
 	}
+	f.descriptors = append(f.descriptors, d)
 }
 
 // addObjects makes the objects, with links to those who wait.
 func (l *lockBuilder) addObjects(b *snapshotBuilder) {
-	l.addMappings(b)
 	for i := range l.owned {
 		r := &l.owned[i]
 		kind := "lock"

@@ -29,12 +29,13 @@ type snapshotDescriptorRecord struct {
 	Tgid       int32
 	Fd         int32
 	TableUsers uint32
+	Wanted     uint32
 	Readers    uint32
 	Writers    uint32
 	Kind       uint8
 	End        uint8
 	Flags      uint8
-	Pad        uint8
+	Pad        [5]uint8
 }
 
 type snapshotLinkRecord struct {

@@ -25,17 +25,35 @@ var eventTopologies = []Topology{
 		},
 	}, {
 		Name: "inotify", Unit: "servers", Channel: "other",
-		Summary:       "routers that watch for a file being closed, in read, ppoll or epoll_pwait, each with up to four smtpserver children that have it open",
-		Unpredictable: "the marks on each inode and its directory are not read",
-		Outcome:       "every router wakes: dying closes files",
-		build:         func(b *builder, n int) { b.watchers(n, b.inotify) },
+		Summary: "routers that watch for a file being closed, in read, ppoll or epoll_pwait, each with up to four smtpserver children that have it open",
+		Outcome: "every router wakes: dying closes files",
+		build:   func(b *builder, n int) { b.watchers(n, b.makeLockFile, func() { b.inotifyOn(lockPath) }) },
+	}, {
+		Name: "inotify-directory", Unit: "servers", Channel: "other",
+		Summary: "the same, with the file's directory watched, on a file system of their own",
+		Outcome: "every router wakes",
+		needs:   needRoot("to mount a file system"),
+		build: func(b *builder, n int) {
+			b.watchers(n, b.makeNamedFile, func() { b.inotifyOn(ownMount) })
+		},
 	}, {
 		Name: "fanotify-close", Unit: "servers", Channel: "other",
-		Summary:       "the same with fanotify",
-		Unpredictable: "the marks on each inode, mount and file system are not read",
-		Outcome:       "every router wakes",
-		needs:         needFanotify,
-		build:         func(b *builder, n int) { b.watchers(n, b.fanotify) },
+		Summary: "the same with fanotify",
+		Outcome: "every router wakes",
+		needs:   needFanotify,
+		build: func(b *builder, n int) {
+			b.watchers(n, b.makeLockFile, func() { b.fanotifyOn(0, lockPath) })
+		},
+	}, {
+		Name: "fanotify-mount", Unit: "servers", Channel: "other",
+		Summary: "the same, with the file's mount watched, or its file system",
+		Outcome: "every router wakes",
+		needs:   needFanotify,
+		build: func(b *builder, n int) {
+			b.watchers(n, b.makeNamedFile,
+				func() { b.fanotifyOn(unix.FAN_MARK_MOUNT, ownMount) },
+				func() { b.fanotifyOn(unix.FAN_MARK_FILESYSTEM, ownMount) })
+		},
 	}, {
 		Name: "sigio", Unit: "servers", Channel: "signal",
 		Summary:       "servers, each with a router child that asked for SIGIO at the other end of a pipe, a socket pair or a TCP connection, and sleeps in something else",
@@ -62,20 +80,26 @@ func (b *builder) sharers(open func()) []*node {
 // (fs.inotify.max_user_instances, fs.fanotify.max_user_groups).
 const watched = 4
 
-func (b *builder) watchers(n int, watch func()) {
-	b.trees(n/watched, b.watching(watched, watch)...)
+func (b *builder) watchers(n int, file func(), watch ...func()) {
+	kinds := func(servers int) (all []*node) {
+		for _, w := range watch {
+			all = append(all, b.watching(servers, file, w)...)
+		}
+		return all
+	}
+	b.trees(n/watched, kinds(watched)...)
 	if rest := n % watched; rest > 0 {
-		b.trees(1, b.watching(rest, watch)[2])
+		b.trees(1, kinds(rest)[2])
 	}
 }
 
-// watching are trees of a router and n servers that each opened the router's file.
-// watch has whoever calls it be told, in regIn, when that file is closed.
-func (b *builder) watching(n int, watch func()) []*node {
+// watching are trees of a router and n servers that each opened the router's file, which
+// is what file makes. watch has whoever calls it be told, in regIn, when it is closed.
+func (b *builder) watching(n int, file, watch func()) []*node {
 	var kinds []*node
 	for _, w := range b.receiving(regIn) {
 		watcher := &node{
-			role: w.role, open: b.makeLockFile,
+			role: w.role, open: file,
 			wait: func() { watch(); w.wait() },
 		}
 		for i := range n {
@@ -88,19 +112,35 @@ func (b *builder) watching(n int, watch func()) []*node {
 	return kinds
 }
 
-func (b *builder) inotify() {
+// ownMount is where makeNamedFile mounts a file system, in a mount namespace of its own.
+const ownMount = "/tmp"
+
+// makeNamedFile makes the file at lockPath one of a directory, a mount and a file system
+// that nobody else uses.
+func (b *builder) makeNamedFile() {
+	b.must(regTemp, unix.SYS_UNSHARE, imm(unix.CLONE_NEWNS))
+	b.must(regTemp, unix.SYS_MOUNT, imm(0), imm(b.comm("/")), imm(0), imm(unix.MS_REC|unix.MS_PRIVATE), imm(0))
+	b.must(regTemp, unix.SYS_MOUNT, imm(0), imm(b.comm(ownMount)), imm(b.comm("tmpfs")), imm(0), imm(0))
+	b.must(regFD, unix.SYS_OPENAT, imm(unix.AT_FDCWD), imm(b.comm(ownMount+"/spool")),
+		imm(unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC), imm(0o600))
+	b.lockFileIs(regFD)
+}
+
+func (b *builder) inotifyOn(path string) {
 	b.must(regIn, unix.SYS_INOTIFY_INIT1, imm(unix.IN_CLOEXEC))
-	b.must(regTemp, unix.SYS_INOTIFY_ADD_WATCH, reg(regIn), imm(b.comm(lockPath)), imm(unix.IN_CLOSE))
+	b.must(regTemp, unix.SYS_INOTIFY_ADD_WATCH, reg(regIn), imm(b.comm(path)), imm(unix.IN_CLOSE))
 }
 
-func (b *builder) fanotify() {
+// fanotifyOn makes a group that is told when files are closed at path, or all on its
+// mount or file system.
+func (b *builder) fanotifyOn(mark uintptr, path string) {
 	b.must(regIn, unix.SYS_FANOTIFY_INIT, imm(unix.FAN_CLASS_NOTIF|unix.FAN_CLOEXEC), imm(unix.O_RDONLY))
-	b.markFile(unix.FAN_CLOSE)
+	b.mark(mark, unix.FAN_CLOSE, path)
 }
 
-// markFile has the fanotify group in regIn be told of events on the file at lockPath.
-func (b *builder) markFile(events uintptr) {
-	b.must(regTemp, unix.SYS_FANOTIFY_MARK, reg(regIn), imm(unix.FAN_MARK_ADD), imm(events), imm(unix.AT_FDCWD), imm(b.comm(lockPath)))
+// mark has the fanotify group in regIn be told of events at path.
+func (b *builder) mark(mark, events uintptr, path string) {
+	b.must(regTemp, unix.SYS_FANOTIFY_MARK, reg(regIn), imm(unix.FAN_MARK_ADD|mark), imm(events), imm(unix.AT_FDCWD), imm(b.comm(path)))
 }
 
 func buildSigio(b *builder, n int) {

@@ -11,11 +11,16 @@ import (
 var ipcTopologies = []Topology{
 	{
 		Name: "sysv-sem", Unit: "servers", Channel: "other",
-		Summary:       "servers that hold a System V semaphore with SEM_UNDO, each with a router child in semop: for the semaphore, or for zero",
-		Unpredictable: "whether a semaphore operation can go on is decided by values that the snapshot does not read",
-		Outcome:       "every router wakes: the kernel undoes what the dead did",
-		needs:         func() error { return needIPC("System V semaphores", "CONFIG_SYSVIPC", unix.SYS_SEMCTL) },
-		build:         buildSysVSem,
+		Summary: "servers that hold a System V semaphore with SEM_UNDO, each with a router child in semop: for the semaphore, or for zero",
+		Outcome: "every router wakes: the kernel undoes what the dead did",
+		needs:   needSysVSem,
+		build:   buildSysVSem,
+	}, {
+		Name: "sysv-sem-shared", Unit: "trees", Channel: "other",
+		Summary: "servers that hold one unit of a System V semaphore with SEM_UNDO: of three routers that wait for one each, or two servers of a router that waits for both",
+		Outcome: "one of three routers wakes, and the one that waits for two units",
+		needs:   needSysVSem,
+		build:   buildSysVSemShared,
 	}, {
 		Name: "mqueue", Unit: "servers", Channel: "other", Quiet: true,
 		Summary: "servers that have a POSIX message queue open, each with a router child that waits for a message, or for room for one",
@@ -51,6 +56,10 @@ func needIPC(what, option string, call uintptr) error {
 	return nil
 }
 
+func needSysVSem() error {
+	return needIPC("System V semaphores", "CONFIG_SYSVIPC", unix.SYS_SEMCTL)
+}
+
 func needMqueue() error {
 	return needIPC("POSIX message queues", "CONFIG_POSIX_MQUEUE", unix.SYS_MQ_UNLINK)
 }
@@ -65,21 +74,32 @@ func (b *builder) semop(operation int16, flags int) arg {
 	return imm(b.constant(shorts(0, uint16(operation), uint16(flags))))
 }
 
+// semaphore makes a set of one, which is 0, in an IPC namespace of its own, and brings
+// it to where others have to wait.
+func (b *builder) semaphore(operations ...arg) {
+	b.ownIPC()
+	b.must(regIn, unix.SYS_SEMGET, imm(unix.IPC_PRIVATE), imm(1), imm(0o600))
+	b.semops(operations...)
+}
+
+func (b *builder) semops(operations ...arg) {
+	for _, o := range operations {
+		b.must(regTemp, unix.SYS_SEMOP, reg(regIn), o, imm(1))
+	}
+}
+
+func (b *builder) awaitSemaphore(operation arg) {
+	b.block(unix.SYS_SEMOP, reg(regIn), operation, imm(1))
+}
+
 func buildSysVSem(b *builder, n int) {
-	// A new semaphore is 0. start brings it to where the child has to wait.
 	tree := func(role string, start []arg, wait arg) *node {
 		return &node{
 			comm: Target, role: "server",
-			open: func() {
-				b.ownIPC()
-				b.must(regIn, unix.SYS_SEMGET, imm(unix.IPC_PRIVATE), imm(1), imm(0o600))
-				for _, operation := range start {
-					b.must(regTemp, unix.SYS_SEMOP, reg(regIn), operation, imm(1))
-				}
-			},
+			open: func() { b.semaphore(start...) },
 			children: []*node{{
 				role: role, wakes: dies("server"),
-				wait: func() { b.block(unix.SYS_SEMOP, reg(regIn), wait, imm(1)) },
+				wait: func() { b.awaitSemaphore(wait) },
 			}},
 		}
 	}
@@ -87,6 +107,28 @@ func buildSysVSem(b *builder, n int) {
 		tree("waiting for it", []arg{b.semop(1, 0), b.semop(-1, semUndo)}, b.semop(-1, 0)),
 		tree("waiting for zero", []arg{b.semop(1, semUndo)}, b.semop(0, 0)),
 	)
+}
+
+func buildSysVSemShared(b *builder, n int) {
+	take := b.semop(-1, semUndo)
+	b.trees(n, &node{
+		comm: Target, role: "server",
+		open: func() { b.semaphore(b.semop(1, 0), take) },
+		children: []*node{{
+			role: "one of three", times: 3, wakes: []when{{deaths: []string{"server"}, oneOf: true}},
+			wait: func() { b.awaitSemaphore(b.semop(-1, 0)) },
+		}},
+	}, &node{
+		comm: Target, role: "server",
+		open: func() { b.semaphore(b.semop(2, 0), take) },
+		children: []*node{
+			{comm: Target, role: "another", open: func() { b.semops(take) }},
+			{
+				role: "waiting for both", after: "another", wakes: dies("server", "another"),
+				wait: func() { b.awaitSemaphore(b.semop(-2, 0)) },
+			},
+		},
+	})
 }
 
 // mqueue makes a POSIX message queue in an IPC namespace of its own.

@@ -57,7 +57,7 @@ var orphanTopologies = []Topology{
 		Name: "parent-death-denied", Unit: "servers", Channel: "parent-death", Quiet: true,
 		Summary: "servers that have become another user, each with a router child of the first that asked for a signal at its parent's death: caught, or deadly",
 		Outcome: "nobody wakes: the kernel does not let a server send it",
-		needs:   needRoot,
+		needs:   needRoot("to become another user"),
 		build: func(b *builder, n int) {
 			var kinds []*node
 			for _, w := range []way{
@@ -77,11 +77,13 @@ var orphanTopologies = []Topology{
 // nobody is a user that owns nothing.
 const nobody = 65534
 
-func needRoot() error {
-	if os.Geteuid() != 0 {
-		return errors.New("to become another user needs root")
+func needRoot(what string) func() error {
+	return func() error {
+		if os.Geteuid() != 0 {
+			return errors.New(what + " needs root")
+		}
+		return nil
 	}
-	return nil
 }
 
 // zombie has the process fork a child that ends and is not reaped.

@@ -199,7 +199,7 @@ func buildFanotify(b *builder, n int) {
 			open: b.makeLockFile,
 			wait: func() {
 				b.must(regIn, unix.SYS_FANOTIFY_INIT, imm(unix.FAN_CLASS_CONTENT|unix.FAN_CLOEXEC), imm(unix.O_RDONLY))
-				b.markFile(unix.FAN_OPEN_PERM)
+				b.mark(0, unix.FAN_OPEN_PERM, lockPath)
 				b.accept()
 			},
 			children: []*node{{

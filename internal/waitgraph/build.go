@@ -27,10 +27,8 @@ func sides(c Channel) []side {
 	switch c {
 	case ChannelPipe, ChannelFIFO:
 		return pipeSides
-	case ChannelUnix, ChannelTCP, ChannelPTY, ChannelLock:
-		return openSides
 	}
-	return nil
+	return openSides
 }
 
 // wakesItself reports whether the loss of a side wakes the object's own

@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0 */
+/*
+ * System V semaphores: who dies is undone what it did with SEM_UNDO (exit_sem), and those
+ * go on whose operations have become possible. What a process did is in its undo list, by
+ * set; who waits is in lists of the set's, on the stacks of the sleepers.
+ */
+#ifndef BPFKILL_SEM_H
+#define BPFKILL_SEM_H
+
+#define SEMAPHORES_MAX 256 /* of one set */
+#define OPERATIONS_MAX 16 /* of one semop() */
+#define XA_DEPTH 6
+#define XA_NODE 2 /* the low bits of a pointer to a node, and not to an element */
+#define IPCMNI_SHIFT 15
+#define IPCMNI_EXTEND_SHIFT 24 /* with ipcmni_extend, since v5.2 */
+
+struct operation { /* struct sembuf of the ABI */
+	__u16 semaphore;
+	__s16 operation;
+	__s16 flags;
+};
+
+/* What is at an index of an IDR, 0 for nothing (radix_tree_load_root). */
+static __always_inline __u64 idr_entry(struct idr *idr, __u32 index)
+{
+	__u64 entry = (__u64)BPF_CORE_READ(idr, idr_rt.xa_head);
+	int i;
+
+#pragma clang loop unroll(disable)
+	for (i = 0; i < XA_DEPTH && (entry & 3) == XA_NODE; i++) {
+		struct xa_node *node = (void *)(entry - XA_NODE);
+		__u32 slot = index >> BPF_CORE_READ(node, shift) &
+			     (bpf_core_field_size(node->slots) / sizeof(void *) - 1);
+
+		entry = (__u64)read_pointer((void *)node +
+					    bpf_core_field_offset(struct xa_node, slots) +
+					    slot * sizeof(void *));
+	}
+	return entry;
+}
+
+/* The set with an id in an IPC namespace, 0 for none (sem_obtain_object_check). */
+__attribute__((noinline)) __u64 semaphore_set(__u64 namespace, __s32 id)
+{
+	/* ids[IPC_SEM_IDS] is the first. */
+	struct idr *idr = (void *)namespace + bpf_core_field_offset(struct ipc_namespace, ids) +
+			  bpf_core_field_offset(struct ipc_ids, ipcs_idr);
+	struct kern_ipc_perm *perm = (void *)idr_entry(idr, id & ((1 << IPCMNI_SHIFT) - 1));
+
+	if (!perm || BPF_CORE_READ(perm, id) != id)
+		perm = (void *)idr_entry(idr, id & ((1 << IPCMNI_EXTEND_SHIFT) - 1));
+	if (!perm || BPF_CORE_READ(perm, id) != id)
+		return 0;
+	return (__u64)perm - bpf_core_field_offset(struct sem_array, sem_perm);
+}
+
+/* What to change each semaphore of a set by. */
+static __always_inline __s16 *adjustments(struct sem_undo *undo)
+{
+	struct sem_undo___apart *apart = (void *)undo;
+
+	if (bpf_core_field_exists(apart->semadj))
+		return BPF_CORE_READ(apart, semadj);
+	return (void *)undo + bpf_core_field_offset(struct sem_undo, semadj);
+}
+
+/* The loops below call global functions, which the verifier looks at once. Those are as
+ * deep as calls go: the records in progress are not on the stack. */
+static struct link_record made;
+
+/* What a semaphore is, and who waits for it alone. */
+__attribute__((noinline)) int push_semaphore(__u64 set, __u32 i)
+{
+	struct sem *sem = (void *)set + bpf_core_field_offset(struct sem_array, sems) +
+			  i * bpf_core_type_size(struct sem);
+
+	made.kind = LINK_SEM_VALUE;
+	made.from = set;
+	made.freed = i;
+	made.wanted = BPF_CORE_READ(sem, semval);
+	write_link(&made);
+	push_list((void *)sem + bpf_core_field_offset(struct sem, pending_const), set,
+		  LIST_SEM_WAITERS);
+	push_list((void *)sem + bpf_core_field_offset(struct sem, pending_alter), set,
+		  LIST_SEM_WAITERS);
+	return 0;
+}
+
+/* What the i-th semaphore of a set will be changed by. */
+__attribute__((noinline)) int emit_adjustment(__u64 set, __u64 changes, __u32 i)
+{
+	__s16 change = 0;
+
+	bpf_probe_read_kernel(&change, sizeof(change), (void *)(changes + i * sizeof(change)));
+	if (!change)
+		return 0;
+	made.kind = LINK_SEM_UNDO;
+	made.from = walk.queue.owner;
+	made.to = set;
+	made.inode = BPF_CORE_READ((struct sem_array *)set, sem_perm.id);
+	made.freed = i;
+	made.wanted = change;
+	write_link(&made);
+	return 0;
+}
+
+/* One set on which a process, or several with one undo list, did something that its exit
+ * undoes; with it, once, the values, and who waits for one semaphore or for several. */
+__attribute__((noinline)) int emit_undo(__u64 at)
+{
+	struct sem_undo *undo = (void *)at - bpf_core_field_offset(struct sem_undo, list_proc);
+	__s32 id = BPF_CORE_READ(undo, semid);
+	__u64 set, changes;
+	bool first;
+	int i, n;
+
+	if (id < 0) /* the set was removed */
+		return 0;
+	set = semaphore_set(walk.queue.scope, id);
+	if (!set)
+		return 0;
+	changes = (__u64)adjustments(undo);
+	first = first_visit(set);
+	n = BPF_CORE_READ((struct sem_array *)set, sem_nsems);
+	if (n > SEMAPHORES_MAX)
+		counts.truncated++;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < SEMAPHORES_MAX && i < n; i++) {
+		emit_adjustment(set, changes, i);
+		if (first)
+			push_semaphore(set, i);
+	}
+	if (!first)
+		return 0;
+	push_list((void *)set + bpf_core_field_offset(struct sem_array, pending_const), set,
+		  LIST_SEM_WAITERS);
+	push_list((void *)set + bpf_core_field_offset(struct sem_array, pending_alter), set,
+		  LIST_SEM_WAITERS);
+	return 0;
+}
+
+/* The i-th of n operations that the caller of semop() behind queue waits to do. */
+__attribute__((noinline)) int emit_operation(__u64 queue, __u64 operations, int i, int n)
+{
+	struct operation operation = {};
+
+	if (bpf_probe_read_kernel(&operation, sizeof(operation),
+				  (void *)(operations + i * sizeof(operation))))
+		return 0;
+	made.kind = LINK_SEM_OPERATION;
+	made.from = walk.queue.owner;
+	made.to = queue;
+	made.tgid = n;
+	made.inode = i;
+	made.freed = operation.semaphore;
+	made.wanted = operation.operation;
+	write_link(&made);
+	return 0;
+}
+
+/* One who waits in semop(): on a queue of its own, as not all go on at once. */
+__attribute__((noinline)) int emit_sem_waiter(__u64 at)
+{
+	struct sem_queue *q = (void *)at - bpf_core_field_offset(struct sem_queue, list);
+	struct task_struct *task = BPF_CORE_READ(q, sleeper);
+	__u64 operations = (__u64)BPF_CORE_READ(q, sops);
+	int i, n = BPF_CORE_READ(q, nsops);
+	struct sleeper_record r = {
+		.entry_id = (__u64)q,
+		.queue_id = (__u64)q,
+	};
+
+	if (!looks_like_task(task))
+		return 0;
+	r.tgid = BPF_CORE_READ(task, tgid);
+	r.start_ns = group_start_ns(task);
+	BPF_CORE_READ_STR_INTO(&r.comm, task, group_leader, comm);
+	emit_sleeper(&r);
+	if (n > OPERATIONS_MAX)
+		counts.truncated++;
+#pragma clang loop unroll(disable)
+	for (i = 0; i < OPERATIONS_MAX && i < n; i++)
+		emit_operation((__u64)q, operations, i, n);
+	return 0;
+}
+
+/* Whose exit undoes something. Threads share one list (CLONE_SYSVSEM). */
+static __always_inline void fill_undo(struct task_struct *task)
+{
+	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
+	struct sem_undo_list *list;
+	struct link_record r = {
+		.kind = LINK_SEM_UNDOER,
+	};
+
+	if (!bpf_core_field_exists(task->sysvsem)) /* CONFIG_SYSVIPC */
+		return;
+	list = BPF_CORE_READ(task, sysvsem.undo_list);
+	if (!list || (task != leader && list == BPF_CORE_READ(leader, sysvsem.undo_list)))
+		return;
+	r.from = (__u64)list;
+	r.to = group_start_ns(task);
+	r.tgid = BPF_CORE_READ(task, tgid);
+	write_link(&r);
+	push_scoped_list((void *)list + bpf_core_field_offset(struct sem_undo_list, list_proc),
+			 r.from, (__u64)BPF_CORE_READ(task, nsproxy, ipc_ns), LIST_UNDOS);
+}
+
+#endif

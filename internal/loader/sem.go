@@ -1,0 +1,235 @@
+package loader
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/bpfkill/bpfkill/internal/waitgraph"
+)
+
+// semBuilder gathers System V semaphores: what the exit of each process undoes
+// (SEM_UNDO), and who waits for operations that are not possible yet. It does what
+// exit_sem and do_smart_update do, once for each undo list, and says who goes on.
+type semBuilder struct {
+	undoers map[uint64][]taskKey // undo list -> who shares it; the last exit undoes
+	lists   []uint64             // undo lists in the order of their first process
+	sets    map[uint64]*semSet
+	order   []uint64 // sets
+}
+
+type semSet struct {
+	id      int32
+	values  map[uint32]int32            // by semaphore
+	undo    map[uint64]map[uint32]int32 // by undo list
+	waiters map[uint64]*semWaiter
+	queue   []uint64 // waiters in their order
+}
+
+// semWaiter is one call of semop(2), whose operations are done all at once or not.
+type semWaiter struct {
+	operations []semOperation
+	n          int // operations known: more than the kernel side reads are not
+}
+
+type semOperation struct {
+	semaphore uint32
+	change    int32 // 0: waits for 0
+}
+
+// semMax is SEMVMX: no semaphore has a greater value.
+const semMax = 32767
+
+func newSemBuilder() semBuilder {
+	return semBuilder{undoers: make(map[uint64][]taskKey), sets: make(map[uint64]*semSet)}
+}
+
+func (s *semBuilder) addLink(l *snapshotLinkRecord) {
+	switch l.Kind {
+	case linkSemUndoer:
+		key := taskKey{l.Tgid, l.To}
+		if len(s.undoers[l.From]) == 0 {
+			s.lists = append(s.lists, l.From)
+		}
+		if !slices.Contains(s.undoers[l.From], key) {
+			s.undoers[l.From] = append(s.undoers[l.From], key)
+		}
+	case linkSemUndo:
+		set := s.set(l.To)
+		set.id = int32(l.Inode)
+		if set.undo[l.From] == nil {
+			set.undo[l.From] = make(map[uint32]int32)
+		}
+		set.undo[l.From][l.Freed] = int32(l.Wanted)
+	case linkSemValue:
+		s.set(l.From).values[l.Freed] = int32(l.Wanted)
+	case linkSemOperation:
+		s.set(l.From).addOperation(l)
+	}
+}
+
+func (s *semBuilder) set(id uint64) *semSet {
+	set := s.sets[id]
+	if set == nil {
+		set = &semSet{
+			values: make(map[uint32]int32), undo: make(map[uint64]map[uint32]int32),
+			waiters: make(map[uint64]*semWaiter),
+		}
+		s.sets[id] = set
+		s.order = append(s.order, id)
+	}
+	return set
+}
+
+// addOperation takes one that is already there, from an earlier try of the walk, as new.
+func (set *semSet) addOperation(l *snapshotLinkRecord) {
+	w := set.waiters[l.To]
+	if w == nil || l.Inode == 0 {
+		if w == nil {
+			set.queue = append(set.queue, l.To)
+		}
+		w = &semWaiter{n: int(l.Tgid)}
+		set.waiters[l.To] = w
+	}
+	w.operations = append(w.operations, semOperation{l.Freed, int32(l.Wanted)})
+}
+
+// addObjects makes an object of what each undo list does to a set, for those who go on
+// then. What several lists do only together is one more.
+func (s *semBuilder) addObjects(b *snapshotBuilder, recs []snapshotSleeperRecord) {
+	if len(s.order) == 0 {
+		return
+	}
+	who := make(map[uint64]*snapshotSleeperRecord)
+	for i := range recs {
+		who[recs[i].EntryId] = &recs[i]
+	}
+	for _, id := range s.order {
+		set := s.sets[id]
+		var few []uint64
+		for _, list := range s.lists {
+			undo, ok := set.undo[list]
+			switch {
+			case !ok:
+			case len(set.able(undo)) == 0:
+				few = append(few, list)
+			default:
+				s.addObject(b, set, who, undo, list)
+			}
+		}
+		if len(few) > 1 {
+			s.addObject(b, set, who, set.together(few), few...)
+		}
+	}
+}
+
+// together is what several lists change.
+func (set *semSet) together(lists []uint64) map[uint32]int32 {
+	sum := make(map[uint32]int32)
+	for _, list := range lists {
+		for semaphore, change := range set.undo[list] {
+			sum[semaphore] += change
+		}
+	}
+	return sum
+}
+
+func (s *semBuilder) addObject(b *snapshotBuilder, set *semSet, who map[uint64]*snapshotSleeperRecord, undo map[uint32]int32, lists ...uint64) {
+	able := set.able(undo)
+	if len(able) == 0 {
+		return
+	}
+	obj := b.newObject(waitgraph.Object{Channel: waitgraph.ChannelOther, Name: fmt.Sprintf("semaphore:[%d]", set.id)})
+	for _, list := range lists {
+		file := b.newFile(obj, 0)
+		for _, key := range s.undoers[list] {
+			if proc, ok := b.process[key]; ok {
+				b.snap.Descriptors = append(b.snap.Descriptors, waitgraph.Descriptor{Process: proc, File: file, Table: -1, FD: -1})
+			}
+		}
+	}
+	queue := b.newObject(waitgraph.Object{})
+	b.snap.Links = append(b.snap.Links, waitgraph.Link{From: obj, To: queue})
+	goOn := len(set.update(undo))
+	var waiters []int32
+	for _, w := range able {
+		if r := who[w]; r != nil && r.Tgid != 0 {
+			waiters = append(waiters, b.outsider(taskKey{r.Tgid, r.StartNs}, comm(r.Comm[:])))
+		}
+	}
+	line := int32(0)
+	if goOn < len(able) { // the first of them
+		line = b.addLine(waiters)
+	}
+	wakes := 1
+	if line != 0 {
+		wakes = goOn
+	}
+	for _, proc := range waiters {
+		for range wakes {
+			b.snap.Sleepers = append(b.snap.Sleepers, waitgraph.Sleeper{Object: queue, Process: proc, File: -1, Line: line})
+		}
+	}
+}
+
+// able are the waiters of whom each can go on after a change, if no other does before.
+func (set *semSet) able(undo map[uint32]int32) []uint64 {
+	values := set.changed(undo)
+	var able []uint64
+	for _, w := range set.queue {
+		if set.waiters[w].perform(maps.Clone(values)) {
+			able = append(able, w)
+		}
+	}
+	return able
+}
+
+// update returns those who go on after a change, in their order.
+func (set *semSet) update(undo map[uint32]int32) []uint64 {
+	values := set.changed(undo)
+	left := slices.Clone(set.queue)
+	var done []uint64
+	for {
+		i := slices.IndexFunc(left, func(w uint64) bool {
+			after := maps.Clone(values)
+			if !set.waiters[w].perform(after) {
+				return false
+			}
+			values = after
+			return true
+		})
+		if i < 0 {
+			return done
+		}
+		done = append(done, left[i])
+		left = slices.Delete(left, i, i+1)
+	}
+}
+
+// changed are the values after a change, in the bounds that exit_sem keeps.
+func (set *semSet) changed(undo map[uint32]int32) map[uint32]int32 {
+	values := maps.Clone(set.values)
+	for semaphore, change := range undo {
+		values[semaphore] = min(max(values[semaphore]+change, 0), semMax)
+	}
+	return values
+}
+
+// perform does the operations on values, and reports whether none has to wait. One that
+// is not possible at all (ERANGE) ends the wait, too.
+func (w *semWaiter) perform(values map[uint32]int32) bool {
+	if len(w.operations) < w.n {
+		return false
+	}
+	for _, o := range w.operations {
+		after := values[o.semaphore] + o.change
+		if o.change == 0 && after != 0 || after < 0 {
+			return false
+		}
+		values[o.semaphore] = after
+		if after > semMax {
+			return true
+		}
+	}
+	return true
+}
