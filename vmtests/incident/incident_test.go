@@ -68,8 +68,7 @@ func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result 
 		victims = w.both()
 	}
 	faults := countFaults(t, w.both())
-	others := []int{w.parent, heart.pid}
-	othersBefore := majorFaults(t, others)
+	heartBefore, parentBefore := majorFaults(t, heart.pid), majorFaults(t, w.parent)
 	r := w.describe(t)
 	r.Strategy = strategy.Name
 	quiet := now()
@@ -103,7 +102,8 @@ func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result 
 		}
 	}
 	r.FaultsKiller = rec.killed.majorFaults
-	r.FaultsOthers = majorFaults(t, others) - othersBefore + r.FaultsKiller
+	r.FaultsParent = majorFaults(t, w.parent) - parentBefore
+	r.FaultsOthers = majorFaults(t, heart.pid) - heartBefore + r.FaultsParent + r.FaultsKiller
 	r.FaultsDying = r.MajorFaults - min(r.MajorFaults, r.FaultsWoken+r.FaultsOthers)
 	r.RanUserCode = len(woken)
 	if rec.killed.err != nil {

@@ -42,11 +42,12 @@ type Result struct {
 	MajorFaults  uint64 `json:"major_faults"`
 	// The part of MajorFaults that the kernel charged to servers and routers
 	// that ran user code after their wake; to the killer, the heartbeat and the
-	// parent of the servers (and of those to the killer); and the rest, which is the
+	// parent of the servers (of those to the killer, and to the parent); and the rest, which is the
 	// dying's: a fault that SIGKILL cuts short reads its page, but is charged to nobody.
 	FaultsWoken  uint64 `json:"faults_woken"`
 	FaultsOthers uint64 `json:"faults_others"`
 	FaultsKiller uint64 `json:"faults_killer,omitempty"`
+	FaultsParent uint64 `json:"faults_parent,omitempty"`
 	FaultsDying  uint64 `json:"faults_dying"`
 	// PSIFullUS is how long every task that could have run waited for memory,
 	// in microseconds.
