@@ -42,20 +42,16 @@ static __always_inline __u32 lock_flags(void *lock)
 static __always_inline void emit_mapping(void *at)
 {
 	struct vm_area_struct *vma = at - bpf_core_field_offset(struct vm_area_struct, shared.rb);
-	struct link_record r = {
-		.kind = LINK_MAPPED,
-		.from = (__u64)BPF_CORE_READ(vma, vm_file),
-		.inode = (__u64)vma, /* tells mappings apart */
-	};
 	struct mm_struct *mm = BPF_CORE_READ(vma, vm_mm);
 	struct task_struct *owner;
 
 	if (!bpf_core_field_exists(mm->owner)) /* CONFIG_MEMCG */
 		return;
 	owner = BPF_CORE_READ(mm, owner);
-	r.tgid = BPF_CORE_READ(owner, tgid);
-	r.to = group_start_ns(owner);
-	write_link(&r);
+	begin_link(LINK_MAPPED, (__u64)BPF_CORE_READ(vma, vm_file), group_start_ns(owner));
+	link.inode = (__u64)vma; /* tells mappings apart */
+	link.tgid = BPF_CORE_READ(owner, tgid);
+	write_link();
 }
 
 static __always_inline void push_mappings(struct file *file)

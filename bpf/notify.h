@@ -26,17 +26,15 @@ static __always_inline void emit_mark(void *at)
 {
 	struct fsnotify_mark *mark = at - bpf_core_field_offset(struct fsnotify_mark, obj_list);
 	struct fsnotify_group *group = BPF_CORE_READ(mark, group);
-	struct link_record r = {
-		.kind = LINK_MARK,
-		.from = walk.queue.owner,
-		.wanted = BPF_CORE_READ(mark, mask),
-	};
+	__u32 mask = BPF_CORE_READ(mark, mask);
 
-	if (!group || !(r.wanted & (FS_CLOSE_WRITE | FS_CLOSE_NOWRITE)))
+	if (!group || !(mask & (FS_CLOSE_WRITE | FS_CLOSE_NOWRITE)))
 		return;
-	r.to = push_queue((void *)group +
-			  bpf_core_field_offset(struct fsnotify_group, notification_waitq));
-	write_link(&r);
+	begin_link(LINK_MARK, walk.queue.owner,
+		   push_queue((void *)group +
+			      bpf_core_field_offset(struct fsnotify_group, notification_waitq)));
+	link.wanted = mask;
+	write_link();
 }
 
 static __always_inline __u64 directory_marks(struct file *file, __u32 event)

@@ -64,9 +64,8 @@ static __always_inline __s16 *adjustments(struct sem_undo *undo)
 	return (void *)undo + bpf_core_field_offset(struct sem_undo, semadj);
 }
 
-/* The loops below call global functions, which the verifier looks at once. Those are as
- * deep as calls go: the records in progress are not on the stack. */
-static struct link_record made;
+/* The loops below call global functions, which the verifier looks at once. Calls go no
+ * deeper than that: eight functions. */
 
 /* What a semaphore is, and who waits for it alone. */
 __attribute__((noinline)) int push_semaphore(__u64 set, __u32 i)
@@ -74,11 +73,10 @@ __attribute__((noinline)) int push_semaphore(__u64 set, __u32 i)
 	struct sem *sem = (void *)set + bpf_core_field_offset(struct sem_array, sems) +
 			  i * bpf_core_type_size(struct sem);
 
-	made.kind = LINK_SEM_VALUE;
-	made.from = set;
-	made.freed = i;
-	made.wanted = BPF_CORE_READ(sem, semval);
-	write_link(&made);
+	begin_link(LINK_SEM_VALUE, set, 0);
+	link.freed = i;
+	link.wanted = BPF_CORE_READ(sem, semval);
+	write_link();
 	push_list((void *)sem + bpf_core_field_offset(struct sem, pending_const), set,
 		  LIST_SEM_WAITERS);
 	push_list((void *)sem + bpf_core_field_offset(struct sem, pending_alter), set,
@@ -94,13 +92,11 @@ __attribute__((noinline)) int emit_adjustment(__u64 set, __u64 changes, __u32 i)
 	bpf_probe_read_kernel(&change, sizeof(change), (void *)(changes + i * sizeof(change)));
 	if (!change)
 		return 0;
-	made.kind = LINK_SEM_UNDO;
-	made.from = walk.queue.owner;
-	made.to = set;
-	made.inode = BPF_CORE_READ((struct sem_array *)set, sem_perm.id);
-	made.freed = i;
-	made.wanted = change;
-	write_link(&made);
+	begin_link(LINK_SEM_UNDO, walk.queue.owner, set);
+	link.inode = BPF_CORE_READ((struct sem_array *)set, sem_perm.id);
+	link.freed = i;
+	link.wanted = change;
+	write_link();
 	return 0;
 }
 
@@ -147,14 +143,12 @@ __attribute__((noinline)) int emit_operation(__u64 queue, __u64 operations, int 
 	if (bpf_probe_read_kernel(&operation, sizeof(operation),
 				  (void *)(operations + i * sizeof(operation))))
 		return 0;
-	made.kind = LINK_SEM_OPERATION;
-	made.from = walk.queue.owner;
-	made.to = queue;
-	made.tgid = n;
-	made.inode = i;
-	made.freed = operation.semaphore;
-	made.wanted = operation.operation;
-	write_link(&made);
+	begin_link(LINK_SEM_OPERATION, walk.queue.owner, queue);
+	link.tgid = n;
+	link.inode = i;
+	link.freed = operation.semaphore;
+	link.wanted = operation.operation;
+	write_link();
 	return 0;
 }
 
@@ -165,17 +159,11 @@ __attribute__((noinline)) int emit_sem_waiter(__u64 at)
 	struct task_struct *task = BPF_CORE_READ(q, sleeper);
 	__u64 operations = (__u64)BPF_CORE_READ(q, sops);
 	int i, n = BPF_CORE_READ(q, nsops);
-	struct sleeper_record r = {
-		.entry_id = (__u64)q,
-		.queue_id = (__u64)q,
-	};
 
 	if (!looks_like_task(task))
 		return 0;
-	r.tgid = BPF_CORE_READ(task, tgid);
-	r.start_ns = group_start_ns(task);
-	BPF_CORE_READ_STR_INTO(&r.comm, task, group_leader, comm);
-	emit_sleeper(&r);
+	begin_sleeper((__u64)q, (__u64)q);
+	write_task(task);
 	if (n > OPERATIONS_MAX)
 		counts.truncated++;
 #pragma clang loop unroll(disable)
@@ -189,21 +177,17 @@ static __always_inline void fill_undo(struct task_struct *task)
 {
 	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
 	struct sem_undo_list *list;
-	struct link_record r = {
-		.kind = LINK_SEM_UNDOER,
-	};
 
 	if (!bpf_core_field_exists(task->sysvsem)) /* CONFIG_SYSVIPC */
 		return;
 	list = BPF_CORE_READ(task, sysvsem.undo_list);
 	if (!list || (task != leader && list == BPF_CORE_READ(leader, sysvsem.undo_list)))
 		return;
-	r.from = (__u64)list;
-	r.to = group_start_ns(task);
-	r.tgid = BPF_CORE_READ(task, tgid);
-	write_link(&r);
+	begin_link(LINK_SEM_UNDOER, (__u64)list, group_start_ns(task));
+	link.tgid = BPF_CORE_READ(task, tgid);
+	write_link();
 	push_scoped_list((void *)list + bpf_core_field_offset(struct sem_undo_list, list_proc),
-			 r.from, (__u64)BPF_CORE_READ(task, nsproxy, ipc_ns), LIST_UNDOS);
+			 (__u64)list, (__u64)BPF_CORE_READ(task, nsproxy, ipc_ns), LIST_UNDOS);
 }
 
 #endif

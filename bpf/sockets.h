@@ -81,18 +81,17 @@ static __always_inline void emit_datagram(void *at)
 	struct sock *sender = BPF_CORE_READ(skb, sk);
 	__u32 sent = BPF_CORE_READ(sender, sk_wmem_alloc.refs.counter);
 	__u32 quarter = (__u32)BPF_CORE_READ(sender, sk_sndbuf) / 4;
-	struct link_record r = {
-		.kind = LINK_ROOM,
-		.from = walk.queue.owner,
-		.freed = BPF_CORE_READ(skb, truesize),
-		.wanted = sent - quarter,
-	};
+	__u64 queue;
 
 	if (BPF_CORE_READ(sender, __sk_common.skc_family) != AF_UNIX || sent <= quarter)
 		return;
-	r.to = push_socket_queue(sender);
-	if (r.to)
-		write_link(&r);
+	queue = push_socket_queue(sender);
+	if (!queue)
+		return;
+	begin_link(LINK_ROOM, walk.queue.owner, queue);
+	link.freed = BPF_CORE_READ(skb, truesize);
+	link.wanted = sent - quarter;
+	write_link();
 }
 
 /* One end of a connection; IPv4 addresses are mapped to IPv6. */

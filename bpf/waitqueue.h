@@ -126,22 +126,29 @@ static __always_inline __u64 push_queue(void *head)
 	return id;
 }
 
-static __always_inline void write_link(struct link_record *r)
+/* The records in progress: calls are deep, and the stack is for all of them together. */
+static struct link_record link;
+static struct sleeper_record sleeper;
+
+static __always_inline void begin_link(__u32 kind, __u64 from, __u64 to)
 {
-	if (bpf_ringbuf_output(&sleepers, r, sizeof(*r), BPF_RB_NO_WAKEUP))
+	__builtin_memset(&link, 0, sizeof(link));
+	link.kind = kind;
+	link.from = from;
+	link.to = to;
+}
+
+static __always_inline void write_link(void)
+{
+	if (bpf_ringbuf_output(&sleepers, &link, sizeof(link), BPF_RB_NO_WAKEUP))
 		counts.dropped++;
 }
 
 static __always_inline void emit_link(__u32 kind, __u64 from, __u64 to, __u64 inode)
 {
-	struct link_record r = {
-		.kind = kind,
-		.from = from,
-		.to = to,
-		.inode = inode,
-	};
-
-	write_link(&r);
+	begin_link(kind, from, to);
+	link.inode = inode;
+	write_link();
 }
 
 /* Whether p is a task: it has a leader, which leads itself and has its tgid. A
@@ -161,8 +168,7 @@ static __always_inline bool looks_like_task(struct task_struct *p)
  * entry leads to its task. An entry of poll or of epoll is part of a record that
  * names the queue again, and poll's record leads to a task, too.
  */
-static __always_inline struct task_struct *poll_task(struct sleeper_record *r,
-						     struct wait_queue_entry *entry, void *whead)
+static __always_inline struct task_struct *poll_task(struct wait_queue_entry *entry, void *whead)
 {
 	struct poll_table_entry *pte =
 		(void *)entry - bpf_core_field_offset(struct poll_table_entry, wait);
@@ -172,8 +178,8 @@ static __always_inline struct task_struct *poll_task(struct sleeper_record *r,
 	if (!pwq || BPF_CORE_READ(pte, wait_address) != whead)
 		return 0;
 	task = BPF_CORE_READ(pwq, polling_task);
-	r->link_id = (__u64)BPF_CORE_READ(pte, filp);
-	r->events = BPF_CORE_READ(pte, key);
+	sleeper.link_id = (__u64)BPF_CORE_READ(pte, filp);
+	sleeper.events = BPF_CORE_READ(pte, key);
 	return looks_like_task(task) ? task : 0;
 }
 
@@ -186,31 +192,47 @@ static __always_inline struct epitem *epoll_item(struct wait_queue_entry *entry,
 	return BPF_CORE_READ(pwq, base);
 }
 
-static __always_inline void emit_sleeper(struct sleeper_record *r)
+static __always_inline void begin_sleeper(__u64 entry, __u64 queue)
 {
-	if (bpf_ringbuf_output(&sleepers, r, sizeof(*r), BPF_RB_NO_WAKEUP))
+	__builtin_memset(&sleeper, 0, sizeof(sleeper));
+	sleeper.entry_id = entry;
+	sleeper.queue_id = queue;
+}
+
+static __always_inline void write_sleeper(void)
+{
+	if (bpf_ringbuf_output(&sleepers, &sleeper, sizeof(sleeper), BPF_RB_NO_WAKEUP))
 		counts.dropped++;
+}
+
+static __always_inline void write_task(struct task_struct *task)
+{
+	sleeper.tgid = BPF_CORE_READ(task, tgid);
+	sleeper.start_ns = group_start_ns(task);
+	BPF_CORE_READ_STR_INTO(&sleeper.comm, task, group_leader, comm);
+	write_sleeper();
 }
 
 /* An epoll instance passes the wake on to its own sleepers, and to whoever polls
  * the instance. */
-static __always_inline void emit_epoll(struct sleeper_record *r, struct epitem *item)
+static __always_inline void emit_epoll(struct epitem *item)
 {
 	struct eventpoll *ep = BPF_CORE_READ(item, ep);
 
-	r->events = BPF_CORE_READ(item, event.events);
-	if (!(r->events & ~EP_PRIVATE_BITS))
+	sleeper.events = BPF_CORE_READ(item, event.events);
+	if (!(sleeper.events & ~EP_PRIVATE_BITS))
 		return;
-	r->via = VIA_EPOLL;
-	r->link_id = push_queue((void *)ep + bpf_core_field_offset(struct eventpoll, wq));
-	emit_sleeper(r);
-	r->link_id = push_queue((void *)ep + bpf_core_field_offset(struct eventpoll, poll_wait));
-	emit_sleeper(r);
+	sleeper.via = VIA_EPOLL;
+	sleeper.link_id = push_queue((void *)ep + bpf_core_field_offset(struct eventpoll, wq));
+	write_sleeper();
+	sleeper.link_id =
+		push_queue((void *)ep + bpf_core_field_offset(struct eventpoll, poll_wait));
+	write_sleeper();
 }
 
 /* A datagram socket whose peer's buffer is full waits for room there on behalf
  * of its own pollers (unix_dgram_peer_wake_me). */
-static __always_inline bool emit_relay(struct sleeper_record *r, struct wait_queue_entry *entry)
+static __always_inline bool emit_relay(struct wait_queue_entry *entry)
 {
 	struct unix_sock *u;
 	void *peer = BPF_CORE_READ(entry, private);
@@ -221,10 +243,10 @@ static __always_inline bool emit_relay(struct sleeper_record *r, struct wait_que
 	if (BPF_CORE_READ(u, peer) != peer ||
 	    BPF_CORE_READ(u, sk.__sk_common.skc_family) != AF_UNIX)
 		return false;
-	r->via = VIA_RELAY;
-	r->link_id = push_queue((void *)BPF_CORE_READ(u, sk.sk_wq) +
-				bpf_core_field_offset(struct socket_wq, wait));
-	emit_sleeper(r);
+	sleeper.via = VIA_RELAY;
+	sleeper.link_id = push_queue((void *)BPF_CORE_READ(u, sk.sk_wq) +
+				     bpf_core_field_offset(struct socket_wq, wait));
+	write_sleeper();
 	return true;
 }
 
@@ -232,49 +254,44 @@ static __always_inline bool emit_relay(struct sleeper_record *r, struct wait_que
 #define WEXITED 4
 #define WNOWAIT 0x01000000
 
-static __always_inline void child_waiter(struct sleeper_record *r, struct wait_queue_entry *entry)
+static __always_inline void child_waiter(struct wait_queue_entry *entry)
 {
 	struct wait_opts *wo = (void *)entry - bpf_core_field_offset(struct wait_opts, child_wait);
 	__u32 type = BPF_CORE_READ(wo, wo_type);
 
-	r->keeps = (BPF_CORE_READ(wo, wo_flags) & (WEXITED | WNOWAIT)) != WEXITED;
+	sleeper.keeps = (BPF_CORE_READ(wo, wo_flags) & (WEXITED | WNOWAIT)) != WEXITED;
 	if (type == PIDTYPE_MAX) {
-		r->via = VIA_CHILD;
+		sleeper.via = VIA_CHILD;
 		return;
 	}
-	r->via = type == PIDTYPE_PGID ? VIA_CHILD_PGRP : VIA_CHILD_PID;
-	r->link_id = (__u64)BPF_CORE_READ(wo, wo_pid);
+	sleeper.via = type == PIDTYPE_PGID ? VIA_CHILD_PGRP : VIA_CHILD_PID;
+	sleeper.link_id = (__u64)BPF_CORE_READ(wo, wo_pid);
 }
 
 static __always_inline void emit_entry(struct wait_queue_entry *entry)
 {
 	void *whead = (void *)walk.queue.head - bpf_core_field_offset(struct wait_queue_head, head);
-	struct sleeper_record r = {
-		.entry_id = (__u64)entry,
-		.queue_id = walk.queue.head,
-	};
 	struct task_struct *task = BPF_CORE_READ(entry, private);
 	struct epitem *item = epoll_item(entry, whead);
 
-	r.exclusive = BPF_CORE_READ(entry, flags) & WQ_FLAG_EXCLUSIVE;
+	begin_sleeper((__u64)entry, walk.queue.head);
+	sleeper.exclusive = BPF_CORE_READ(entry, flags) & WQ_FLAG_EXCLUSIVE;
 	if (item) {
-		emit_epoll(&r, item);
+		emit_epoll(item);
 		return;
 	}
 	if (!looks_like_task(task)) {
-		task = poll_task(&r, entry, whead);
-		r.via = task ? VIA_POLL : VIA_OTHER;
+		task = poll_task(entry, whead);
+		sleeper.via = task ? VIA_POLL : VIA_OTHER;
 	} else if (walk.queue.kind == LIST_CHILD_WAITERS) {
-		child_waiter(&r, entry);
+		child_waiter(entry);
 	}
-	if (!task && emit_relay(&r, entry))
+	if (!task && emit_relay(entry))
 		return;
-	if (task) {
-		r.tgid = BPF_CORE_READ(task, tgid);
-		r.start_ns = group_start_ns(task);
-		BPF_CORE_READ_STR_INTO(&r.comm, task, group_leader, comm);
-	}
-	emit_sleeper(&r);
+	if (task)
+		write_task(task);
+	else
+		write_sleeper();
 }
 
 #endif

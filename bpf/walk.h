@@ -13,9 +13,12 @@ static __always_inline void open_queue(void)
 	walk.seen = 0;
 }
 
-/* One element of the list in progress. */
-static __always_inline void emit_element(void *at)
+/* One element of the list in progress. What is not in walk_step() does not add to the
+ * stack of what is called from there. */
+__attribute__((noinline)) int emit_element(__u64 element)
 {
+	void *at = (void *)element;
+
 	switch (walk.queue.kind) {
 	case LIST_LOCKS:
 		emit_lock(at);
@@ -38,15 +41,10 @@ static __always_inline void emit_element(void *at)
 	case LIST_MARKS:
 		emit_mark(at);
 		break;
-	case LIST_UNDOS:
-		emit_undo((__u64)at);
-		break;
-	case LIST_SEM_WAITERS:
-		emit_sem_waiter((__u64)at);
-		break;
 	default:
 		emit_entry(at - bpf_core_field_offset(struct wait_queue_entry, entry));
 	}
+	return 0;
 }
 
 #define TREE_DEPTH 40
@@ -124,7 +122,12 @@ __attribute__((noinline)) int walk_step(void)
 		walk.cursor = 0;
 		return 0;
 	}
-	emit_element((void *)walk.cursor);
+	if (walk.queue.kind == LIST_UNDOS)
+		emit_undo(walk.cursor);
+	else if (walk.queue.kind == LIST_SEM_WAITERS)
+		emit_sem_waiter(walk.cursor);
+	else
+		emit_element(walk.cursor);
 	walk.seen++;
 	walk.cursor = next;
 	return 0;

@@ -39,6 +39,7 @@ const (
 	markFutex
 	markFile // its last reference goes
 	markEpoll
+	markNotify // tells inotify and fanotify
 )
 
 // Where interrupts and exceptions enter the kernel: a part of its text, not a
@@ -98,8 +99,9 @@ var landmarks = map[trail][]string{
 		"futex_wake", "futex_wake_op", "futex_requeue", "futex_unlock_pi", "futex_exit_release",
 		"exit_robust_list", "handle_futex_death", "exit_pi_state_list", "rt_mutex_futex_unlock",
 	},
-	markFile:  {"__fput"},
-	markEpoll: {"ep_poll_callback"},
+	markFile:   {"__fput"},
+	markEpoll:  {"ep_poll_callback"},
+	markNotify: {"fsnotify"},
 }
 
 // channel names the channel of a wake, by the most telling mark.
@@ -136,7 +138,7 @@ func (t trail) channel() waitgraph.Channel {
 		return waitgraph.ChannelParentDeath
 	case has(markSignal):
 		return waitgraph.ChannelSignal
-	case has(markEpoll):
+	case has(markEpoll) && !has(markNotify): // those have no channel of their own
 		return waitgraph.ChannelEpoll
 	}
 	return waitgraph.ChannelOther

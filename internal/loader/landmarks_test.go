@@ -50,6 +50,7 @@ func TestChannelOfATrail(t *testing.T) {
 		{[]string{"wake_up_q", "futex_wake", "handle_futex_death", "futex_exit_release", "exit_mm_release", "do_exit"}, waitgraph.ChannelFutex},
 		{[]string{"__wake_up", "__locks_wake_up_blocks", "locks_remove_posix", "filp_close", "do_exit"}, waitgraph.ChannelLock},
 		{[]string{"ep_poll_callback", "something_new", "do_exit"}, waitgraph.ChannelEpoll},
+		{[]string{"ep_poll_callback", "fsnotify_insert_event", "fsnotify", "__fput", "do_exit"}, waitgraph.ChannelOther},
 	} {
 		if got := marksOf(test.frames...).channel(); got != test.want {
 			t.Errorf("%v: %v, want %v", test.frames, got, test.want)
@@ -94,7 +95,7 @@ func TestLandmarksOfThisKernel(t *testing.T) {
 			t.Errorf("landmark %d has marks %#x, %d bytes and overlaps the next by %d", i, l.Marks, l.End-l.Start, int64(l.End-table[i+1].Start))
 		}
 	}
-	for m := markExit; m <= markEpoll; m <<= 1 {
+	for m := markExit; m <= markNotify; m <<= 1 {
 		if m == markPidfd || m == markWait {
 			continue // inlined until v6.8; of no function
 		}
