@@ -7,11 +7,15 @@
 #ifndef BPFKILL_NOTIFY_H
 #define BPFKILL_NOTIFY_H
 
+#define S_IFMT 00170000
+#define S_IFDIR 0040000
 #define FMODE_READ 1
 #define FMODE_WRITE 2
 #define FS_CLOSE_WRITE 0x00000008
 #define FS_CLOSE_NOWRITE 0x00000010
 #define FS_EVENT_ON_CHILD 0x08000000
+#define FS_ISDIR 0x40000000
+#define FMODE_PATH (1 << 14) /* says nothing: since v6.10, and in stable releases of older ones */
 
 static __always_inline __u64 push_marks(struct fsnotify_mark_connector *connector)
 {
@@ -24,10 +28,15 @@ static __always_inline __u64 push_marks(struct fsnotify_mark_connector *connecto
 
 static __always_inline void emit_mark(void *at)
 {
-	struct fsnotify_mark *mark = at - bpf_core_field_offset(struct fsnotify_mark, obj_list);
-	struct fsnotify_group *group = BPF_CORE_READ(mark, group);
-	__u32 mask = BPF_CORE_READ(mark, mask);
+	struct fsnotify_mark *mark;
+	struct fsnotify_group *group;
+	__u32 mask;
 
+	if (!bpf_core_type_exists(struct fsnotify_mark)) /* CONFIG_FSNOTIFY */
+		return;
+	mark = at - bpf_core_field_offset(struct fsnotify_mark, obj_list);
+	group = BPF_CORE_READ(mark, group);
+	mask = BPF_CORE_READ(mark, mask);
 	if (!group || !(mask & (FS_CLOSE_WRITE | FS_CLOSE_NOWRITE)))
 		return;
 	begin_link(LINK_MARK, walk.queue.owner,
@@ -79,7 +88,7 @@ static __always_inline bool fill_watched(struct descriptor_record *r, struct fil
 {
 	__u32 event = file->f_mode & FMODE_WRITE ? FS_CLOSE_WRITE : FS_CLOSE_NOWRITE;
 
-	if (!bpf_core_field_exists(inode->i_fsnotify_mask)) /* CONFIG_FSNOTIFY */
+	if (!bpf_core_field_exists(inode->i_fsnotify_mask) || file->f_mode & FMODE_PATH)
 		return false;
 	if (inode->i_fsnotify_mask & event)
 		r->own[0] = push_marks(BPF_CORE_READ(inode, i_fsnotify_marks));
@@ -93,6 +102,8 @@ static __always_inline bool fill_watched(struct descriptor_record *r, struct fil
 	r->inode = inode->i_ino;
 	r->end = END_OPEN;
 	r->wanted = event;
+	if ((inode->i_mode & S_IFMT) == S_IFDIR)
+		r->wanted |= FS_ISDIR;
 	r->writers = 1;
 	push_mappings(file);
 	return true;

@@ -20,6 +20,11 @@ struct operation { /* struct sembuf of the ABI */
 	__s16 flags;
 };
 
+/* The loops below call global functions, which the verifier looks at once, and each for
+ * itself: so each asks whether there are semaphores (CONFIG_SYSVIPC). Calls go no deeper
+ * than that: eight functions. */
+#define no_semaphores() (!bpf_core_type_exists(struct sem_array))
+
 /* What is at an index of an IDR, 0 for nothing (radix_tree_load_root). */
 static __always_inline __u64 idr_entry(struct idr *idr, __u32 index)
 {
@@ -42,11 +47,15 @@ static __always_inline __u64 idr_entry(struct idr *idr, __u32 index)
 /* The set with an id in an IPC namespace, 0 for none (sem_obtain_object_check). */
 __attribute__((noinline)) __u64 semaphore_set(__u64 namespace, __s32 id)
 {
-	/* ids[IPC_SEM_IDS] is the first. */
-	struct idr *idr = (void *)namespace + bpf_core_field_offset(struct ipc_namespace, ids) +
-			  bpf_core_field_offset(struct ipc_ids, ipcs_idr);
-	struct kern_ipc_perm *perm = (void *)idr_entry(idr, id & ((1 << IPCMNI_SHIFT) - 1));
+	struct kern_ipc_perm *perm;
+	struct idr *idr;
 
+	if (no_semaphores())
+		return 0;
+	/* ids[IPC_SEM_IDS] is the first. */
+	idr = (void *)namespace + bpf_core_field_offset(struct ipc_namespace, ids) +
+	      bpf_core_field_offset(struct ipc_ids, ipcs_idr);
+	perm = (void *)idr_entry(idr, id & ((1 << IPCMNI_SHIFT) - 1));
 	if (!perm || BPF_CORE_READ(perm, id) != id)
 		perm = (void *)idr_entry(idr, id & ((1 << IPCMNI_EXTEND_SHIFT) - 1));
 	if (!perm || BPF_CORE_READ(perm, id) != id)
@@ -64,15 +73,15 @@ static __always_inline __s16 *adjustments(struct sem_undo *undo)
 	return (void *)undo + bpf_core_field_offset(struct sem_undo, semadj);
 }
 
-/* The loops below call global functions, which the verifier looks at once. Calls go no
- * deeper than that: eight functions. */
-
 /* What a semaphore is, and who waits for it alone. */
 __attribute__((noinline)) int push_semaphore(__u64 set, __u32 i)
 {
-	struct sem *sem = (void *)set + bpf_core_field_offset(struct sem_array, sems) +
-			  i * bpf_core_type_size(struct sem);
+	struct sem *sem;
 
+	if (no_semaphores())
+		return 0;
+	sem = (void *)set + bpf_core_field_offset(struct sem_array, sems) +
+	      i * bpf_core_type_size(struct sem);
 	begin_link(LINK_SEM_VALUE, set, 0);
 	link.freed = i;
 	link.wanted = BPF_CORE_READ(sem, semval);
@@ -89,6 +98,8 @@ __attribute__((noinline)) int emit_adjustment(__u64 set, __u64 changes, __u32 i)
 {
 	__s16 change = 0;
 
+	if (no_semaphores())
+		return 0;
 	bpf_probe_read_kernel(&change, sizeof(change), (void *)(changes + i * sizeof(change)));
 	if (!change)
 		return 0;
@@ -104,12 +115,16 @@ __attribute__((noinline)) int emit_adjustment(__u64 set, __u64 changes, __u32 i)
  * undoes; with it, once, the values, and who waits for one semaphore or for several. */
 __attribute__((noinline)) int emit_undo(__u64 at)
 {
-	struct sem_undo *undo = (void *)at - bpf_core_field_offset(struct sem_undo, list_proc);
-	__s32 id = BPF_CORE_READ(undo, semid);
+	struct sem_undo *undo;
 	__u64 set, changes;
 	bool first;
 	int i, n;
+	__s32 id;
 
+	if (no_semaphores())
+		return 0;
+	undo = (void *)at - bpf_core_field_offset(struct sem_undo, list_proc);
+	id = BPF_CORE_READ(undo, semid);
 	if (id < 0) /* the set was removed */
 		return 0;
 	set = semaphore_set(walk.queue.scope, id);
@@ -146,7 +161,7 @@ __attribute__((noinline)) int emit_operation(__u64 queue, __u64 operations, int 
 	begin_link(LINK_SEM_OPERATION, walk.queue.owner, queue);
 	link.tgid = n;
 	link.inode = i;
-	link.freed = operation.semaphore;
+	link.freed = operation.semaphore | (__u32)(__u16)operation.flags << 16;
 	link.wanted = operation.operation;
 	write_link();
 	return 0;
@@ -155,11 +170,17 @@ __attribute__((noinline)) int emit_operation(__u64 queue, __u64 operations, int 
 /* One who waits in semop(): on a queue of its own, as not all go on at once. */
 __attribute__((noinline)) int emit_sem_waiter(__u64 at)
 {
-	struct sem_queue *q = (void *)at - bpf_core_field_offset(struct sem_queue, list);
-	struct task_struct *task = BPF_CORE_READ(q, sleeper);
-	__u64 operations = (__u64)BPF_CORE_READ(q, sops);
-	int i, n = BPF_CORE_READ(q, nsops);
+	struct task_struct *task;
+	struct sem_queue *q;
+	__u64 operations;
+	int i, n;
 
+	if (no_semaphores())
+		return 0;
+	q = (void *)at - bpf_core_field_offset(struct sem_queue, list);
+	task = BPF_CORE_READ(q, sleeper);
+	operations = (__u64)BPF_CORE_READ(q, sops);
+	n = BPF_CORE_READ(q, nsops);
 	if (!looks_like_task(task))
 		return 0;
 	begin_sleeper((__u64)q, (__u64)q);

@@ -91,6 +91,7 @@ func (b *snapshotBuilder) build(sleepers []snapshotSleeperRecord, links []snapsh
 	}
 	b.peers.addMissing(b)
 	b.finishKin()
+	b.watch.addPolls(b, sleepers)
 	b.addSleepers(sleepers)
 	b.finishLocks()
 	b.sem.addObjects(b, sleepers)

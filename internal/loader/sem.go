@@ -24,6 +24,14 @@ type semSet struct {
 	undo    map[uint64]map[uint32]int32 // by undo list
 	waiters map[uint64]*semWaiter
 	queue   []uint64 // waiters in their order
+	lines   []semLine
+}
+
+// semLine is one of Snapshot.Lines: several who undo something give to the same waiters,
+// one after the other.
+type semLine struct {
+	waiters []int32
+	line    int32
 }
 
 // semWaiter is one call of semop(2), whose operations are done all at once or not.
@@ -35,10 +43,13 @@ type semWaiter struct {
 type semOperation struct {
 	semaphore uint32
 	change    int32 // 0: waits for 0
+	noWait    bool  // IPC_NOWAIT: where it is not possible the call ends
 }
 
 // semMax is SEMVMX: no semaphore has a greater value.
 const semMax = 32767
+
+const ipcNoWait = 0o4000 // IPC_NOWAIT
 
 func newSemBuilder() semBuilder {
 	return semBuilder{undoers: make(map[uint64][]taskKey), sets: make(map[uint64]*semSet)}
@@ -91,7 +102,9 @@ func (set *semSet) addOperation(l *snapshotLinkRecord) {
 		w = &semWaiter{n: int(l.Tgid)}
 		set.waiters[l.To] = w
 	}
-	w.operations = append(w.operations, semOperation{l.Freed, int32(l.Wanted)})
+	w.operations = append(w.operations, semOperation{
+		semaphore: l.Freed & 0xffff, change: int32(l.Wanted), noWait: l.Freed>>16&ipcNoWait != 0,
+	})
 }
 
 // addObjects makes an object of what each undo list does to a set, for those who go on
@@ -150,26 +163,61 @@ func (s *semBuilder) addObject(b *snapshotBuilder, set *semSet, who map[uint64]*
 	}
 	queue := b.newObject(waitgraph.Object{})
 	b.snap.Links = append(b.snap.Links, waitgraph.Link{From: obj, To: queue})
-	goOn := len(set.update(undo))
-	var waiters []int32
+	process := func(list []uint64) (procs []int32) {
+		for _, w := range list {
+			if r := who[w]; r != nil && r.Tgid != 0 {
+				procs = append(procs, b.outsider(taskKey{r.Tgid, r.StartNs}, comm(r.Comm[:])))
+			}
+		}
+		return procs
+	}
+	add := func(list []uint64, line int32, times int) {
+		for _, proc := range process(list) {
+			for range times {
+				b.snap.Sleepers = append(b.snap.Sleepers, waitgraph.Sleeper{
+					Object: queue, Process: proc, Via: waitgraph.ViaOther, File: -1, Line: line,
+				})
+			}
+		}
+	}
+	first, rest, further := set.outcome(able, undo)
+	if len(rest) == 0 {
+		add(first, 0, 1)
+	} else {
+		competing := slices.Concat(first, rest)
+		add(competing, set.line(b, process(competing)), len(first))
+	}
+	add(further, 0, 1)
+}
+
+// outcome says which of those who are able go on after a change, which come too late,
+// and who goes on because others did.
+func (set *semSet) outcome(able []uint64, undo map[uint32]int32) (first, rest, further []uint64) {
+	for _, w := range set.update(undo) {
+		if slices.Contains(able, w) {
+			first = append(first, w)
+		} else {
+			further = append(further, w)
+		}
+	}
 	for _, w := range able {
-		if r := who[w]; r != nil && r.Tgid != 0 {
-			waiters = append(waiters, b.outsider(taskKey{r.Tgid, r.StartNs}, comm(r.Comm[:])))
+		if !slices.Contains(first, w) {
+			rest = append(rest, w)
 		}
 	}
-	line := int32(0)
-	if goOn < len(able) { // the first of them
-		line = b.addLine(waiters)
-	}
-	wakes := 1
-	if line != 0 {
-		wakes = goOn
-	}
-	for _, proc := range waiters {
-		for range wakes {
-			b.snap.Sleepers = append(b.snap.Sleepers, waitgraph.Sleeper{Object: queue, Process: proc, File: -1, Line: line})
+	return first, rest, further
+}
+
+// line is the number of the line of waiters, 0 where one process alone is in it.
+func (set *semSet) line(b *snapshotBuilder, waiters []int32) int32 {
+	for _, l := range set.lines {
+		if slices.Equal(l.waiters, waiters) {
+			return l.line
 		}
 	}
+	line := b.addLine(waiters)
+	set.lines = append(set.lines, semLine{waiters, line})
+	return line
 }
 
 // able are the waiters of whom each can go on after a change, if no other does before.
@@ -177,7 +225,7 @@ func (set *semSet) able(undo map[uint32]int32) []uint64 {
 	values := set.changed(undo)
 	var able []uint64
 	for _, w := range set.queue {
-		if set.waiters[w].perform(maps.Clone(values)) {
+		if _, ends := set.waiters[w].perform(values); ends {
 			able = append(able, w)
 		}
 	}
@@ -191,12 +239,11 @@ func (set *semSet) update(undo map[uint32]int32) []uint64 {
 	var done []uint64
 	for {
 		i := slices.IndexFunc(left, func(w uint64) bool {
-			after := maps.Clone(values)
-			if !set.waiters[w].perform(after) {
-				return false
+			after, ends := set.waiters[w].perform(values)
+			if ends {
+				values = after
 			}
-			values = after
-			return true
+			return ends
 		})
 		if i < 0 {
 			return done
@@ -206,30 +253,37 @@ func (set *semSet) update(undo map[uint32]int32) []uint64 {
 	}
 }
 
-// changed are the values after a change, in the bounds that exit_sem keeps.
+// changed are the values after a change, in the bounds that exit_sem keeps. Values that
+// were not read are not in there.
 func (set *semSet) changed(undo map[uint32]int32) map[uint32]int32 {
 	values := maps.Clone(set.values)
 	for semaphore, change := range undo {
-		values[semaphore] = min(max(values[semaphore]+change, 0), semMax)
+		if v, ok := values[semaphore]; ok {
+			values[semaphore] = min(max(v+change, 0), semMax)
+		}
 	}
 	return values
 }
 
-// perform does the operations on values, and reports whether none has to wait. One that
-// is not possible at all (ERANGE) ends the wait, too.
-func (w *semWaiter) perform(values map[uint32]int32) bool {
+// perform reports whether the wait ends at these values, and what they are then: changed
+// by all operations, or by none where one is not possible at all.
+func (w *semWaiter) perform(values map[uint32]int32) (after map[uint32]int32, ends bool) {
 	if len(w.operations) < w.n {
-		return false
+		return values, false
 	}
+	after = maps.Clone(values)
 	for _, o := range w.operations {
-		after := values[o.semaphore] + o.change
-		if o.change == 0 && after != 0 || after < 0 {
-			return false
-		}
-		values[o.semaphore] = after
-		if after > semMax {
-			return true
+		v, ok := after[o.semaphore]
+		switch next := v + o.change; {
+		case !ok:
+			return values, false
+		case o.change == 0 && v != 0 || next < 0:
+			return values, o.noWait // EAGAIN
+		case next > semMax:
+			return values, true // ERANGE
+		default:
+			after[o.semaphore] = next
 		}
 	}
-	return true
+	return after, true
 }

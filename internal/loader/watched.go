@@ -18,7 +18,7 @@ type watchBuilder struct {
 type watchedObject struct {
 	object int32
 	on     [4]uint64 // the file, its directory, its mount, its file system
-	event  uint32    // FS_CLOSE_*
+	event  uint32    // FS_CLOSE_*, and FS_ISDIR
 }
 
 // watchedMark says which events one instance is told of, and where its readers sleep.
@@ -62,11 +62,57 @@ func (w *watchBuilder) addMark(l *snapshotLinkRecord) {
 	w.marks[l.From] = append(w.marks[l.From], watchedMark{l.To, l.Wanted})
 }
 
+// addPolls adds the references that polls hold, of whatever object the file is as well.
+func (w *watchBuilder) addPolls(b *snapshotBuilder, recs []snapshotSleeperRecord) {
+	if len(w.files) == 0 {
+		return
+	}
+	seen := make(map[uint64]bool)
+	for i := range recs {
+		r := &recs[i]
+		file, ok := w.files[r.LinkId]
+		proc, known := b.process[taskKey{r.Tgid, r.StartNs}]
+		if r.Via != uint8(waitgraph.ViaPoll) || !ok || !known || seen[r.EntryId] {
+			continue
+		}
+		seen[r.EntryId] = true
+		b.snap.Descriptors = append(b.snap.Descriptors, waitgraph.Descriptor{
+			Process: proc, File: file, Table: -2, FD: int32(len(seen)),
+		})
+	}
+}
+
+// Bits of marks and events: FS_* of include/linux/fsnotify_backend.h.
+const (
+	closeEvents  = 0x18 // FS_CLOSE_WRITE, FS_CLOSE_NOWRITE
+	unmounted    = 0x2000
+	eventOnChild = 0x08000000
+	isDirectory  = 0x40000000
+)
+
+// onDirectory is the place of its directory in what a file is watched by.
+const onDirectory = 1
+
+// asks reports whether a mark asks for an event. Of directories fanotify tells only who
+// says so; inotify's marks, which alone ask to be told of unmounts, need not.
+func (m watchedMark) asks(event uint32, on int) bool {
+	switch {
+	case m.events&event&closeEvents == 0:
+		return false
+	case on == onDirectory && m.events&eventOnChild == 0:
+		return false
+	}
+	return event&isDirectory == 0 || m.events&(isDirectory|unmounted) != 0
+}
+
 func (w *watchBuilder) link(b *snapshotBuilder) {
 	for _, o := range w.asked {
-		for _, on := range o.on {
+		for i, on := range o.on {
+			if on == 0 {
+				continue
+			}
 			for _, m := range w.marks[on] {
-				if on != 0 && m.events&o.event != 0 {
+				if m.asks(o.event, i) {
 					b.link(o.object, m.queue)
 				}
 			}

@@ -17,8 +17,8 @@ var ipcTopologies = []Topology{
 		build:   buildSysVSem,
 	}, {
 		Name: "sysv-sem-shared", Unit: "trees", Channel: "other",
-		Summary: "servers that hold one unit of a System V semaphore with SEM_UNDO: of three routers that wait for one each, or two servers of a router that waits for both",
-		Outcome: "one of three routers wakes, and the one that waits for two units",
+		Summary: "servers that hold one unit of a System V semaphore with SEM_UNDO: of three routers that wait for one each, or two servers of three such, or of one that waits for both",
+		Outcome: "of three routers as many wake as there were servers, and the one that waits for two units",
 		needs:   needSysVSem,
 		build:   buildSysVSemShared,
 	}, {
@@ -118,6 +118,17 @@ func buildSysVSemShared(b *builder, n int) {
 			role: "one of three", times: 3, wakes: []when{{deaths: []string{"server"}, oneOf: true}},
 			wait: func() { b.awaitSemaphore(b.semop(-1, 0)) },
 		}},
+	}, &node{
+		comm: Target, role: "server",
+		open: func() { b.semaphore(b.semop(2, 0), take) },
+		children: []*node{
+			{comm: Target, role: "another", open: func() { b.semops(take) }},
+			{
+				role: "two of three", times: 3, after: "another",
+				wakes: []when{{deaths: []string{"server"}, oneOf: true}, {deaths: []string{"another"}, oneOf: true}},
+				wait:  func() { b.awaitSemaphore(b.semop(-1, 0)) },
+			},
+		},
 	}, &node{
 		comm: Target, role: "server",
 		open: func() { b.semaphore(b.semop(2, 0), take) },
