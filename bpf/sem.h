@@ -7,7 +7,7 @@
 #ifndef BPFKILL_SEM_H
 #define BPFKILL_SEM_H
 
-#define SEMAPHORES_MAX 256 /* of one set */
+#define SEMAPHORES_MAX 64 /* of one set */
 #define OPERATIONS_MAX 16 /* of one semop() */
 #define XA_DEPTH 6
 #define XA_NODE 2 /* the low bits of a pointer to a node, and not to an element */
