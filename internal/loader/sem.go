@@ -121,13 +121,8 @@ func (s *semBuilder) addObjects(b *snapshotBuilder, recs []snapshotSleeperRecord
 		set := s.sets[id]
 		var few []uint64
 		for _, list := range s.lists {
-			undo, ok := set.undo[list]
-			switch {
-			case !ok:
-			case len(set.able(undo)) == 0:
+			if undo, ok := set.undo[list]; ok && !s.addObject(b, set, who, undo, list) {
 				few = append(few, list)
-			default:
-				s.addObject(b, set, who, undo, list)
 			}
 		}
 		if len(few) > 1 {
@@ -147,10 +142,11 @@ func (set *semSet) together(lists []uint64) map[uint32]int32 {
 	return sum
 }
 
-func (s *semBuilder) addObject(b *snapshotBuilder, set *semSet, who map[uint64]*snapshotSleeperRecord, undo map[uint32]int32, lists ...uint64) {
+// addObject reports whether there is anybody who goes on when lists are undone together.
+func (s *semBuilder) addObject(b *snapshotBuilder, set *semSet, who map[uint64]*snapshotSleeperRecord, undo map[uint32]int32, lists ...uint64) bool {
 	able := set.able(undo)
 	if len(able) == 0 {
-		return
+		return false
 	}
 	obj := b.newObject(waitgraph.Object{Channel: waitgraph.ChannelOther, Name: fmt.Sprintf("semaphore:[%d]", set.id)})
 	for _, list := range lists {
@@ -171,8 +167,8 @@ func (s *semBuilder) addObject(b *snapshotBuilder, set *semSet, who map[uint64]*
 		}
 		return procs
 	}
-	add := func(list []uint64, line int32, times int) {
-		for _, proc := range process(list) {
+	add := func(procs []int32, line int32, times int) {
+		for _, proc := range procs {
 			for range times {
 				b.snap.Sleepers = append(b.snap.Sleepers, waitgraph.Sleeper{
 					Object: queue, Process: proc, Via: waitgraph.ViaOther, File: -1, Line: line,
@@ -182,12 +178,13 @@ func (s *semBuilder) addObject(b *snapshotBuilder, set *semSet, who map[uint64]*
 	}
 	first, rest, further := set.outcome(able, undo)
 	if len(rest) == 0 {
-		add(first, 0, 1)
+		add(process(first), 0, 1)
 	} else {
-		competing := slices.Concat(first, rest)
-		add(competing, set.line(b, process(competing)), len(first))
+		competing := process(slices.Concat(first, rest))
+		add(competing, set.line(b, competing), len(first))
 	}
-	add(further, 0, 1)
+	add(process(further), 0, 1)
+	return true
 }
 
 // outcome says which of those who are able go on after a change, which come too late,

@@ -111,35 +111,34 @@ func buildSysVSem(b *builder, n int) {
 
 func buildSysVSemShared(b *builder, n int) {
 	take := b.semop(-1, semUndo)
+	one := func() { b.awaitSemaphore(b.semop(-1, 0)) }
+	// Two servers that hold a unit each, and whoever waits for those.
+	held := func(waiting *node) *node {
+		waiting.after = "another"
+		return &node{
+			comm: Target, role: "server",
+			open: func() { b.semaphore(b.semop(2, 0), take) },
+			children: []*node{
+				{comm: Target, role: "another", open: func() { b.semops(take) }},
+				waiting,
+			},
+		}
+	}
 	b.trees(n, &node{
 		comm: Target, role: "server",
 		open: func() { b.semaphore(b.semop(1, 0), take) },
 		children: []*node{{
 			role: "one of three", times: 3, wakes: []when{{deaths: []string{"server"}, oneOf: true}},
-			wait: func() { b.awaitSemaphore(b.semop(-1, 0)) },
+			wait: one,
 		}},
-	}, &node{
-		comm: Target, role: "server",
-		open: func() { b.semaphore(b.semop(2, 0), take) },
-		children: []*node{
-			{comm: Target, role: "another", open: func() { b.semops(take) }},
-			{
-				role: "two of three", times: 3, after: "another",
-				wakes: []when{{deaths: []string{"server"}, oneOf: true}, {deaths: []string{"another"}, oneOf: true}},
-				wait:  func() { b.awaitSemaphore(b.semop(-1, 0)) },
-			},
-		},
-	}, &node{
-		comm: Target, role: "server",
-		open: func() { b.semaphore(b.semop(2, 0), take) },
-		children: []*node{
-			{comm: Target, role: "another", open: func() { b.semops(take) }},
-			{
-				role: "waiting for both", after: "another", wakes: dies("server", "another"),
-				wait: func() { b.awaitSemaphore(b.semop(-2, 0)) },
-			},
-		},
-	})
+	}, held(&node{
+		role: "two of three", times: 3,
+		wakes: []when{{deaths: []string{"server"}, oneOf: true}, {deaths: []string{"another"}, oneOf: true}},
+		wait:  one,
+	}), held(&node{
+		role: "waiting for both", wakes: dies("server", "another"),
+		wait: func() { b.awaitSemaphore(b.semop(-2, 0)) },
+	}))
 }
 
 // mqueue makes a POSIX message queue in an IPC namespace of its own.
