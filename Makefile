@@ -15,7 +15,7 @@
 #                   VMTEST_STRICT=1      a test that fails once has failed: it is not run again alone
 #                   VMTEST_CONSOLE=DIR   write each guest's console there as it comes
 #   make vmtest-arm64   the same under emulated arm64 kernels (a quarter of an hour)
-#   make vmtest-scale   10,000 processes; a cgroup of 64 MiB; 20 MiB left: in machines of 3 GiB
+#   make vmtest-scale   10,000 processes; a cgroup of 64 MiB; 20 MiB left: in machines of 2 GiB
 #   make incident   the incident, staged with a swap disk in fresh machines: tables and picture of docs/incident.md
 #                   (105 boots: some two hours on two processors)
 #                   INCIDENT_RUNS=5 INCIDENT_KERNELS=6.1,6.12,7 INCIDENT_STRATEGIES=all
@@ -136,7 +136,7 @@ vmtest-arm64:
 		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout $(VMTEST_TIMEOUT)
 
 vmtest-scale: kernels
-	VMTEST=1 VMTEST_MEMORY_MIB=3072 VMTEST_JOBS=1 VMTEST_PACKAGES=./vmtests/scale \
+	VMTEST=1 VMTEST_MEMORY_MIB=2048 VMTEST_JOBS=1 VMTEST_PACKAGES=./vmtests/scale \
 		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout 90m
 
 incident: setup build kernels

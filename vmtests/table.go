@@ -24,7 +24,7 @@ var programs = []testPackage{
 	{path: "./cmd/bpfkill", timeout: 30 * time.Minute},
 }
 
-// onRequest runs only where VMTEST_PACKAGES names it: it wants 3 GiB.
+// onRequest runs only where VMTEST_PACKAGES names it: it wants 2 GiB.
 var onRequest = []testPackage{{path: "./vmtests/scale", timeout: 15 * time.Minute}}
 
 // commands are the tools that the tests drive, and the environment variable

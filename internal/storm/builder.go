@@ -250,7 +250,7 @@ func (b *builder) forkMany(child label, next, count int) {
 const arenaSize = 1 << 20
 
 // arenas are the mappings that a storm's processes share with their owner (the
-// scripts) or copy when they write (the scratch page).
+// scripts) or copy when they write (scratch memory).
 type arenas struct {
 	file             *os.File // of the scripts
 	scripts, scratch []byte
@@ -266,11 +266,11 @@ func newArenas() (*arenas, error) {
 		return nil, errors.Join(fmt.Errorf("size the scripts: %w", err), a.file.Close())
 	}
 	// Shared, because fork copies no page tables for it.
-	if a.scripts, err = unix.Mmap(fd, 0, arenaSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err != nil {
+	if a.scripts, err = mapNear(scriptsPlace, fd, arenaSize, unix.MAP_SHARED); err != nil {
 		return nil, errors.Join(fmt.Errorf("map the scripts: %w", err), a.file.Close())
 	}
-	if a.scratch, err = unix.Mmap(-1, 0, unix.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
-		return nil, errors.Join(fmt.Errorf("map the scratch page: %w", err), unix.Munmap(a.scripts), a.file.Close())
+	if a.scratch, err = mapNear(scratchPlace, -1, scratchSize, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
+		return nil, errors.Join(fmt.Errorf("map the scratch memory: %w", err), unmapNear(a.scripts), a.file.Close())
 	}
 	return a, nil
 }
@@ -280,8 +280,8 @@ func (a *arenas) seal() error { return mapForReading(a.file, a.scripts) }
 
 func (a *arenas) close() {
 	a.file.Close()
-	unix.Munmap(a.scripts)
-	unix.Munmap(a.scratch)
+	unmapNear(a.scripts)
+	unmapNear(a.scratch)
 }
 
 // mapForReading maps f anew where mem maps it, from a descriptor that cannot write:

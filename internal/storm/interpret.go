@@ -28,6 +28,15 @@ type birth struct {
 	// pgid is the process group to join, 0 to lead a new one.
 	pgid uintptr
 	zero uintptr // 32 bytes of zeroes: SIG_DFL's sigaction, the empty signal set
+	// signalStack is the stack_t of the stack that handlers run on.
+	signalStack uintptr
+	// memory is what it needs of its parent's, ascending and in whole pages; all else up
+	// to top is unmapped. No top keeps everything.
+	memory [keptRanges]addressRange
+	top    uintptr
+	// stack is the end of the stack that it is to run on, where forkRaw puts a copy of
+	// this, and local the end of memory that may pass for thread-local.
+	stack, local uintptr
 }
 
 // fork forks one process that runs a script, and returns its pid.
@@ -48,20 +57,40 @@ func fork(b *birth) (int, error) {
 
 // forkRaw does not return in the child. From clone on, the child is a single
 // thread whose Go runtime is dead: only system calls and plain stores to memory
-// outside the heap are possible, on the stack that is already there.
+// outside the heap are possible, on a stack that the storm has mapped.
 //
 //go:noinline
 //go:norace
 //go:nocheckptr
 func forkRaw(b *birth) (uintptr, syscall.Errno) {
+	own := (b.stack - unsafe.Sizeof(*b)) &^ 15
+	*(*birth)(pointer(own)) = *b
 	beforeFork()
 	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
 	if errno == 0 && pid == 0 {
-		bear(b)
-		interpret(b)
+		enter(own, own)
 	}
 	afterFork()
 	return pid, errno
+}
+
+// enter calls childMain with birth on another stack, and does not return.
+func enter(stackTop, birth uintptr)
+
+// childMain is where a child of the owner begins, on a stack of its own.
+//
+//lint:ignore U1000 enter calls it
+//go:nosplit
+//go:noinline
+//go:norace
+//go:nocheckptr
+func childMain(own uintptr) {
+	b := (*birth)(pointer(own))
+	bear(b)
+	if b.top != 0 {
+		shed(b)
+	}
+	interpret(b)
 }
 
 // bear turns the copy of a Go process into a process of the storm's own.
@@ -77,6 +106,7 @@ func bear(b *birth) {
 		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, sig, b.zero, 0, 8, 0, 0)
 	}
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, b.zero, 0, 8, 0, 0)
+	syscall.RawSyscall6(unix.SYS_SIGALTSTACK, b.signalStack, 0, 0, 0, 0, 0)
 	syscall.RawSyscall6(unix.SYS_SETPGID, 0, b.pgid, 0, 0, 0, 0)
 	for fd := uintptr(0); fd < 3; fd++ {
 		if _, _, e := syscall.RawSyscall6(unix.SYS_DUP3, b.null, fd, 0, 0, 0, 0); e != 0 {
@@ -197,6 +227,35 @@ func interpret(b *birth) {
 		case opSum:
 			*(*uint64)(pointer(r[regSlot] + slotSum)) = sum(v[0], v[1])
 		}
+	}
+}
+
+// shed unmaps the memory of the parent that a process has no use for, and with it page
+// tables, which are most of what a small process takes.
+//
+//go:nosplit
+//go:noinline
+//go:norace
+//go:nocheckptr
+func shed(b *birth) {
+	setThreadPointer(b.local)
+	slot, low := b.regs[regSlot], uintptr(0)
+	for i := 0; i < keptRanges && b.memory[i].end != 0; i++ {
+		unmap(slot, low, b.memory[i].start)
+		low = b.memory[i].end
+	}
+	unmap(slot, low, b.top)
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func unmap(slot, start, end uintptr) {
+	if start >= end {
+		return
+	}
+	if _, _, e := syscall.RawSyscall6(unix.SYS_MUNMAP, start, end-start, 0, 0, 0, 0); e != 0 {
+		fail(slot, unix.SYS_MUNMAP, uintptr(e))
 	}
 }
 

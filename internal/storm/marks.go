@@ -77,7 +77,7 @@ func newMarks(path string, n int) (*marks, error) {
 	if err := f.Truncate(int64(size)); err != nil {
 		return nil, errors.Join(fmt.Errorf("size the marks: %w", err), f.Close())
 	}
-	mem, err := unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	mem, err := mapNear(marksPlace, int(f.Fd()), size, unix.MAP_SHARED)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("map the marks: %w", err), f.Close())
 	}
@@ -124,7 +124,7 @@ func (m *marks) seal() error { return mapForReading(m.file, m.mem) }
 func (m *marks) freeze() error {
 	shared := m.mem
 	m.mem = bytes.Clone(shared)
-	return errors.Join(unix.Munmap(shared), m.file.Close())
+	return errors.Join(unmapNear(shared), m.file.Close())
 }
 
 func decodeMark(slot []byte) Mark {

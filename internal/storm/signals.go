@@ -31,7 +31,7 @@ func (b *builder) action(sig unix.Signal, handler, flags uintptr) {
 	sa := make([]byte, 0, 32)
 	restorer := uintptr(0)
 	if handler != sigDefault && handler != sigIgnore {
-		// On the alternate stack that the Go runtime once gave this thread.
+		// The process's own stack was a goroutine's, and has little room.
 		flags |= saOnStack
 		if restorer = restorerAddress; restorer != 0 {
 			flags |= saRestorer

@@ -127,20 +127,16 @@ func processMadvise(pidfd int, r addressRange) error {
 type addressRange struct{ start, end uintptr }
 
 // privateRanges picks the private writable mappings out of /proc/PID/maps.
-func privateRanges(maps []byte) ([]addressRange, error) {
+func privateRanges(text []byte) ([]addressRange, error) {
+	maps, err := parseMaps(text)
+	if err != nil {
+		return nil, err
+	}
 	var out []addressRange
-	for line := range bytes.Lines(maps) {
-		f := bytes.Fields(line)
-		if len(f) < 5 || len(f[1]) < 4 || f[1][1] != 'w' || f[1][3] != 'p' {
-			continue
+	for _, m := range maps {
+		if m.writable() && m.private() {
+			out = append(out, m.addressRange)
 		}
-		low, high, _ := bytes.Cut(f[0], []byte{'-'})
-		start, err1 := strconv.ParseUint(string(low), 16, 64)
-		end, err2 := strconv.ParseUint(string(high), 16, 64)
-		if err := errors.Join(err1, err2); err != nil {
-			return nil, fmt.Errorf("parse maps: %w", err)
-		}
-		out = append(out, addressRange{uintptr(start), uintptr(end)})
 	}
 	return out, nil
 }

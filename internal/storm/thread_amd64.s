@@ -23,3 +23,13 @@ child:
 	LEAQ	·threadMain(SB), AX
 	CALL	AX
 	INT	$3
+
+// func enter(stackTop, birth uintptr)
+TEXT ·enter(SB),NOSPLIT|NOFRAME,$0-16
+	MOVQ	birth+8(FP), R12
+	MOVQ	stackTop+0(FP), SP
+	SUBQ	$16, SP
+	MOVQ	R12, 0(SP)
+	LEAQ	·childMain(SB), AX
+	CALL	AX
+	INT	$3

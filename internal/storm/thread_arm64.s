@@ -21,3 +21,14 @@ child:
 	MOVD	$·threadMain(SB), R0
 	CALL	(R0)
 	BRK	$0
+
+// func enter(stackTop, birth uintptr)
+TEXT ·enter(SB),NOSPLIT|NOFRAME,$0-16
+	MOVD	birth+8(FP), R19
+	MOVD	stackTop+0(FP), R0
+	MOVD	R0, RSP
+	SUB	$32, RSP
+	MOVD	R19, 8(RSP)
+	MOVD	$·childMain(SB), R0
+	CALL	(R0)
+	BRK	$0
