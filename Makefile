@@ -127,7 +127,7 @@ endif
 
 # Installed without starting anything.
 programs:
-	RUNLEVEL=1 scripts/setup bash make nginx-light openssh-client postgresql python3 tini tmux
+	RUNLEVEL=1 scripts/setup bash clang-14 make nginx-light openssh-client postgresql python3 tini tmux
 	BPFKILL_TEST_PROGRAMS=1 $(GO) test ./cmd/bpfkill -count=1 -run '^TestPrograms$$' -v -timeout 30m
 
 vmtest-arm64:

@@ -39,6 +39,31 @@ const volatile __u64 telling = 0;
 #include "follow.h"
 #include "dragged.h"
 
+/* Threads that were woken and returned to user mode, and when they started, by their
+ * ids: what such a one waits for afterwards is of its own choice. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384); /* set by the loader */
+	__type(key, __s32);
+	__type(value, __u64);
+} returned SEC(".maps");
+
+static __always_inline void set_returned(struct task_struct *task)
+{
+	__s32 tid = BPF_CORE_READ(task, pid);
+	__u64 start_ns = BPF_CORE_READ(task, start_boottime);
+
+	bpf_map_update_elem(&returned, &tid, &start_ns, BPF_ANY);
+}
+
+static __always_inline bool has_returned(struct task_struct *task)
+{
+	__s32 tid = BPF_CORE_READ(task, pid);
+	__u64 *start_ns = bpf_map_lookup_elem(&returned, &tid);
+
+	return start_ns && *start_ns == BPF_CORE_READ(task, start_boottime);
+}
+
 static __always_inline struct doomed *find_doomed(struct task_struct *task)
 {
 	__s32 tgid = BPF_CORE_READ(task, tgid);
@@ -86,7 +111,7 @@ static __always_inline void stamp_end(struct task_struct *task)
 		d->exit_ns = bpf_ktime_get_ns();
 }
 
-static __always_inline bool count_wake(struct wake_key *key, struct task_struct *wakee)
+static __always_inline bool count_wake(struct wake_key *key, struct task_struct *wakee, bool again)
 {
 	struct wake *w = bpf_map_lookup_elem(&wakes, key);
 	struct wake fresh = {};
@@ -101,7 +126,29 @@ static __always_inline bool count_wake(struct wake_key *key, struct task_struct 
 		return false;
 	}
 	__sync_fetch_and_add(&w->count, 1);
+	if (again)
+		__sync_fetch_and_add(&w->again, 1);
 	return true;
+}
+
+/* Ends to follow a thread that is woken anew: it has slept since, or is just about to.
+ * Reports whether it had returned to user mode meanwhile. */
+static __always_inline bool end_last(struct task_struct *wakee)
+{
+	__s32 tid = BPF_CORE_READ(wakee, pid);
+	struct followed *f;
+	bool went_back;
+
+	if (!following)
+		return false;
+	f = bpf_map_lookup_elem(&followed, &tid);
+	if (!f)
+		return has_returned(wakee);
+	went_back = f->returned;
+	if (went_back)
+		set_returned(wakee);
+	end_follow(f, wakee, went_back);
+	return went_back || has_returned(wakee);
 }
 
 /* Whether the wakes of the running process come of its death: it is exiting, or
@@ -203,7 +250,7 @@ static __always_inline void count_dragged(struct task_struct *task)
 	struct dragged *d = find_dragged(task);
 
 	if (d && !bpf_map_lookup_elem(&wakes, &d->key))
-		count_wake(&d->key, task);
+		count_wake(&d->key, task, false);
 }
 
 SEC("tp_btf/sched_process_exit")
@@ -257,7 +304,7 @@ int BPF_PROG(waking, struct task_struct *wakee)
 	if (key.trail & MARK_NOTIFY_PARENT && waits_for_child(wakee))
 		key.trail |= MARK_WAIT;
 	key.wakee_start_ns = group_start_ns(wakee);
-	if (count_wake(&key, wakee))
+	if (count_wake(&key, wakee, end_last(wakee)))
 		follow(wakee, &key, state);
 	return 0;
 }
@@ -322,6 +369,7 @@ int BPF_PROG(switching, bool preempt, struct task_struct *prev)
 {
 	struct followed *f;
 	struct doomed *d;
+	bool went_back;
 	__u32 state;
 
 	if (preempt || !observing)
@@ -335,9 +383,11 @@ int BPF_PROG(switching, bool preempt, struct task_struct *prev)
 	if (!f)
 		return 0;
 	d = find_doomed(prev);
-	end_follow(f, prev,
-		   (f->returned || (f->stopped && state & TASK_INTERRUPTIBLE)) &&
-			   !(d && d->tripped));
+	went_back = (f->returned || (f->stopped && state & TASK_INTERRUPTIBLE)) &&
+		    !(d && d->tripped);
+	if (went_back && !(state & TASK_DEAD))
+		set_returned(prev);
+	end_follow(f, prev, went_back);
 	return 0;
 }
 

@@ -251,6 +251,7 @@ struct wake_key {
 /* How often, and what came of it until the woken threads slept again. */
 struct wake {
 	__u64 count;
+	__u64 again; /* after an earlier one the thread had returned to user mode */
 	__u64 ended; /* slept again, or exited */
 	__u64 returned; /* went back to user mode meanwhile */
 	__u64 major_faults;

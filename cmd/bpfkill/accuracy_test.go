@@ -27,6 +27,7 @@ type accuracyRow struct {
 	kills                                 int
 	predicted, measured, missed, spurious int
 	otherwise                             int    // predicted, but through another channel
+	again                                 int    // the like, of who had woken as predicted, and went to sleep anew
 	reason                                string // why it cannot be predicted
 }
 
@@ -97,6 +98,8 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report, 
 		}
 		switch {
 		case predicted[key]:
+		case named[w.PID] && w.Again == w.Count:
+			rows(w.Channel).again++
 		case named[w.PID]:
 			rows(w.Channel).otherwise++
 			a.detail(topology, "%s: %s[%d] woke through %s, the plan said otherwise", what, w.Comm, w.PID, w.Channel)
@@ -134,7 +137,7 @@ func (a *accuracy) detail(topology *storm.Topology, format string, args ...any) 
 // cannot be predicted.
 func (a *accuracy) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%-22s %6s %10s %10s %8s %9s %10s\n", "channel", "kills", "predicted", "measured", "missed", "spurious", "otherwise")
+	fmt.Fprintf(&b, "%-22s %6s %10s %10s %8s %9s %10s %6s\n", "channel", "kills", "predicted", "measured", "missed", "spurious", "otherwise", "again")
 	names := make([]string, 0, len(a.rows))
 	for name := range a.rows {
 		names = append(names, name)
@@ -142,7 +145,7 @@ func (a *accuracy) String() string {
 	slices.Sort(names)
 	for _, name := range names {
 		r := a.rows[name]
-		fmt.Fprintf(&b, "%-22s %6d %10d %10d %8d %9d %10d", name, r.kills, r.predicted, r.measured, r.missed, r.spurious, r.otherwise)
+		fmt.Fprintf(&b, "%-22s %6d %10d %10d %8d %9d %10d %6d", name, r.kills, r.predicted, r.measured, r.missed, r.spurious, r.otherwise, r.again)
 		if r.reason != "" {
 			fmt.Fprintf(&b, "  cannot be predicted: %s", r.reason)
 		}

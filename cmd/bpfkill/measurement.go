@@ -112,7 +112,7 @@ func (m *measurement) wakes(self int32) {
 	bystanders := make(map[waitgraph.KernelIdentity]bool)
 	for _, w := range m.seen.Wakes {
 		row := report.Wake{
-			Comm: w.WakeeComm, Channel: w.Channel.String(), Count: w.Count,
+			Comm: w.WakeeComm, Channel: w.Channel.String(), Count: w.Count, Again: w.Again,
 			Followed: w.Ended, UserReturns: w.Returned, MajorFaults: w.MajorFaults, CPUNS: uint64(w.CPU),
 		}
 		if m.seen.SwapIns {

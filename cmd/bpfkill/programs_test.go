@@ -53,6 +53,12 @@ E
 nginx -p "$PWD" -c "$PWD/conf" & until [ -S sock ]; do sleep 0.1; done
 echo ready; wait`
 
+// The compilers wait for their sources.
+const build = `
+printf 'all: a.o b.o c.o d.o\n%%.o: %%.c ; clang-14 -c -o $@ $<\n' >Makefile
+mkfifo a.c b.c c.c d.c && for f in *.c; do sleep 1000 >$f & done
+make -j4 & echo ready; wait`
+
 const pool = `/usr/bin/python3 -c 'import multiprocessing as m, os, time
 if __name__ == "__main__":
     p = m.Pool(4); p.map(abs, range(100)); open("main", "w").write(str(os.getpid())); print("ready", flush=True); time.sleep(1000)' & wait`
@@ -61,7 +67,7 @@ if __name__ == "__main__":
 var programs = []program{
 	{"pipeline/first", `sleep 1000 | cat | tr a b | sort & echo ready; wait`, []string{"--target", "^sleep$"}, 5},
 	{"pipeline/last", `sleep 1000 | cat | tr a b | sort & echo ready; wait`, []string{"--target", "^sort$"}, 5},
-	{"make -j", "printf 'all: a b c d\na b c d: ; sleep 1000\n' >Makefile\nmake -j4 & echo ready; wait", []string{"--target", "^sleep$"}, 6},
+	{"make -j", build, []string{"--target", "^clang-14$"}, 10},
 	{"python pool/main", pool, []string{"--pid", "@main"}, 6},
 	{"python pool/worker", pool, []string{"--parent", "@main"}, 6},
 	{"postgres/all", postgres, []string{"--target", "^postgres$"}, 50},

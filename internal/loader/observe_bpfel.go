@@ -92,6 +92,7 @@ type observeLandmark struct {
 type observeWake struct {
 	_           structs.HostLayout
 	Count       uint64
+	Again       uint64
 	Ended       uint64
 	Returned    uint64
 	MajorFaults uint64
@@ -118,6 +119,7 @@ const (
 	observeMapDragged         = "dragged"
 	observeMapFollowed        = "followed"
 	observeMapHangups         = "hangups"
+	observeMapReturned        = "returned"
 	observeMapStacks          = "stacks"
 	observeMapWakes           = "wakes"
 	observeProgProcessExit    = "process_exit"
@@ -200,6 +202,7 @@ type observeMapSpecs struct {
 	Dragged  *ebpf.MapSpec `ebpf:"dragged"`
 	Followed *ebpf.MapSpec `ebpf:"followed"`
 	Hangups  *ebpf.MapSpec `ebpf:"hangups"`
+	Returned *ebpf.MapSpec `ebpf:"returned"`
 	Stacks   *ebpf.MapSpec `ebpf:"stacks"`
 	Wakes    *ebpf.MapSpec `ebpf:"wakes"`
 }
@@ -242,6 +245,7 @@ type observeMaps struct {
 	Dragged  *ebpf.Map `ebpf:"dragged"`
 	Followed *ebpf.Map `ebpf:"followed"`
 	Hangups  *ebpf.Map `ebpf:"hangups"`
+	Returned *ebpf.Map `ebpf:"returned"`
 	Stacks   *ebpf.Map `ebpf:"stacks"`
 	Wakes    *ebpf.Map `ebpf:"wakes"`
 }
@@ -253,6 +257,7 @@ func (m *observeMaps) Close() error {
 		m.Dragged,
 		m.Followed,
 		m.Hangups,
+		m.Returned,
 		m.Stacks,
 		m.Wakes,
 	)

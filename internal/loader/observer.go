@@ -57,7 +57,7 @@ func newObserver(exec *Executor, wakes uint32) (*Observer, error) {
 	}
 	doomed := exec.coll.Maps[executeMapDoomed]
 	spec.Maps[observeMapDoomed].MaxEntries = doomed.MaxEntries()
-	for _, m := range []string{observeMapWakes, observeMapFollowed, observeMapDragged} {
+	for _, m := range []string{observeMapWakes, observeMapFollowed, observeMapReturned, observeMapDragged} {
 		spec.Maps[m].MaxEntries = wakes
 	}
 	spec.Maps[observeMapClosed].MaxEntries = max(wakes, connectionsMin)
@@ -163,6 +163,9 @@ type Wake struct {
 	WakeeComm string
 	Channel   waitgraph.Channel
 	Count     uint64
+	// Again is how many of Count woke a thread that an earlier wake had sent back to
+	// user mode: it went to sleep anew, on what it chose itself by then.
+	Again uint64
 
 	// Ended is how many of Count were followed until the thread slept until
 	// its next event, or exited. The figures below are about those alone.
@@ -285,6 +288,7 @@ func (o *Observer) wakes() ([]Wake, error) {
 
 func (w *Wake) add(more *observeWake) {
 	w.Count += more.Count
+	w.Again += more.Again
 	w.Ended += more.Ended
 	w.Returned += more.Returned
 	w.MajorFaults += more.MajorFaults

@@ -3,6 +3,7 @@ package loader
 import (
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -154,6 +155,51 @@ func TestParentsWakeIsTheChildChannel(t *testing.T) {
 	}
 	if !found {
 		t.Error("the parent's wake was not seen")
+	}
+}
+
+// TestWokenAgain: of a thread that was woken, went back to user mode and slept anew, the
+// next wake is told from its first.
+func TestWokenAgain(t *testing.T) {
+	e := newExecutor(t)
+	o := observe(t, e)
+	var children []*process
+	for range 2 {
+		p := start(t, "idle", nil)
+		p.says(t)
+		children = append(children, p)
+	}
+	waited := make(chan struct{})
+	go func() { // one after the other, by the same thread
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		for _, p := range children {
+			p.Wait()
+			waited <- struct{}{}
+		}
+	}()
+	v := take(t)
+	var doomed []waitgraph.Process
+	for _, p := range children {
+		doomed = append(doomed, v.process(t, p.PID))
+	}
+	must(t, e.Doom(doomed))
+	for _, p := range children {
+		eventually(t, "a thread of this process waits for its child", waitsForChild)
+		must(t, p.Process.Kill())
+		<-waited
+	}
+	var again [2]uint64
+	wakes := wakesOf(t, o, v.process(t, selfPID))
+	for _, w := range wakes {
+		for i := range doomed {
+			if w.Cause == doomed[i].KernelIdentity() && w.Channel == waitgraph.ChannelChild {
+				again[i] += w.Again
+			}
+		}
+	}
+	if again[0] != 0 || again[1] == 0 {
+		t.Errorf("%d of the wakes by the first death, %d of those by the second came again, want none and some: %+v", again[0], again[1], wakes)
 	}
 }
 

@@ -57,6 +57,7 @@ type Wake struct {
 	Channel   string `json:"channel"`
 	Cause     int32  `json:"cause"` // the dying process
 	Count     uint64 `json:"count"`
+	Again     uint64 `json:"again"` // of Count: the thread had woken by this kill, returned to user mode, and went to sleep anew
 	Predicted bool   `json:"predicted"`
 
 	// What came of it until the woken threads slept again, of the wakes that
