@@ -17,8 +17,9 @@
 #   make vmtest-arm64   the same under emulated arm64 kernels (a quarter of an hour)
 #   make vmtest-scale   10,000 processes; a cgroup of 64 MiB; 20 MiB left: in machines of 2 GiB
 #   make incident   the incident, staged with a swap disk in fresh machines: tables and picture of docs/incident.md
-#                   (105 boots: some two hours on two processors)
+#                   (115 boots: some two hours on two processors)
 #                   INCIDENT_RUNS=5 INCIDENT_KERNELS=6.1,6.12,7 INCIDENT_STRATEGIES=all
+#                   INCIDENT_ARM64_KERNELS=6.12 INCIDENT_ARM64_STRATEGIES=servers,bpfkill
 #                   INCIDENT_CPUS=2 INCIDENT_MEMORY_MIB=512 INCIDENT_SERVERS=128 INCIDENT_ROUTER_MIB=8
 #   make incident-plot   tables and picture again, from the results that are there
 #   make accuracy   kill every topology and compare who was said to wake with who did (root)
@@ -52,8 +53,13 @@ TEST_TIMEOUT   ?= 20m
 INCIDENT_RUNS       ?= 5
 INCIDENT_KERNELS    ?= 6.1,6.12,7
 INCIDENT_STRATEGIES ?= all
+INCIDENT_ARM64_KERNELS    ?= 6.12
+INCIDENT_ARM64_STRATEGIES ?= servers,bpfkill
 INCIDENT_RESULTS    := $(CURDIR)/docs/incident.jsonl
-INCIDENT := INCIDENT_RUNS=$(INCIDENT_RUNS) INCIDENT_KERNELS=$(INCIDENT_KERNELS) INCIDENT_STRATEGIES=$(INCIDENT_STRATEGIES)
+INCIDENT_NEW        := $(CURDIR)/bin/incident.jsonl
+INCIDENT_TEST := INCIDENT_RUNS=$(INCIDENT_RUNS) INCIDENT_RESULTS=$(INCIDENT_NEW) \
+	$(GO) test ./vmtests -count=1 -run TestIncident -v -timeout 10h
+INCIDENT_PLOT := bin/wakestorm plot --results $(INCIDENT_RESULTS) --document docs/incident.md --picture docs/incident
 
 ACCURACY_RUNS  ?= 3
 ACCURACY_SIZES ?= 1,10,300
@@ -140,13 +146,16 @@ vmtest-scale: kernels
 		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout 90m
 
 incident: setup build kernels
-	rm -f bin/incident.jsonl
-	VMTEST=1 $(INCIDENT) INCIDENT_RESULTS=$(CURDIR)/bin/incident.jsonl \
-		$(GO) test ./vmtests -count=1 -run TestIncident -v -timeout 10h; status=$$?; \
-	mv bin/incident.jsonl $(INCIDENT_RESULTS) && $(MAKE) --no-print-directory incident-plot && exit $$status
+	VMTEST_ARCH=arm64 scripts/setup
+	VMTEST_ARCH=arm64 $(GO) run ./vmtests/kernels $(subst $(comma), ,$(INCIDENT_ARM64_KERNELS)) 6.1
+	rm -f $(INCIDENT_NEW)
+	VMTEST=1 INCIDENT_KERNELS=$(INCIDENT_KERNELS) INCIDENT_STRATEGIES=$(INCIDENT_STRATEGIES) $(INCIDENT_TEST); status=$$?; \
+	VMTEST=1 VMTEST_ARCH=arm64 INCIDENT_KERNELS=$(INCIDENT_ARM64_KERNELS) INCIDENT_STRATEGIES=$(INCIDENT_ARM64_STRATEGIES) \
+		$(INCIDENT_TEST) || status=$$?; \
+	mv $(INCIDENT_NEW) $(INCIDENT_RESULTS) && $(INCIDENT_PLOT) && exit $$status
 
 incident-plot: build
-	bin/wakestorm plot --results $(INCIDENT_RESULTS) --document docs/incident.md --picture docs/incident
+	$(INCIDENT_PLOT)
 
 demo: build
 	@scripts/demo
