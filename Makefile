@@ -145,11 +145,13 @@ vmtest-scale: kernels
 	VMTEST=1 VMTEST_MEMORY_MIB=2048 VMTEST_JOBS=1 VMTEST_PACKAGES=./vmtests/scale \
 		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout 90m
 
-incident: setup build kernels
+incident: build
+	VMTEST_ARCH=amd64 scripts/setup
+	VMTEST_ARCH=amd64 $(GO) run ./vmtests/kernels $(subst $(comma), ,$(INCIDENT_KERNELS)) 6.1
 	VMTEST_ARCH=arm64 scripts/setup
 	VMTEST_ARCH=arm64 $(GO) run ./vmtests/kernels $(subst $(comma), ,$(INCIDENT_ARM64_KERNELS)) 6.1
 	rm -f $(INCIDENT_NEW)
-	VMTEST=1 INCIDENT_KERNELS=$(INCIDENT_KERNELS) INCIDENT_STRATEGIES=$(INCIDENT_STRATEGIES) $(INCIDENT_TEST); status=$$?; \
+	VMTEST=1 VMTEST_ARCH=amd64 INCIDENT_KERNELS=$(INCIDENT_KERNELS) INCIDENT_STRATEGIES=$(INCIDENT_STRATEGIES) $(INCIDENT_TEST); status=$$?; \
 	VMTEST=1 VMTEST_ARCH=arm64 INCIDENT_KERNELS=$(INCIDENT_ARM64_KERNELS) INCIDENT_STRATEGIES=$(INCIDENT_ARM64_STRATEGIES) \
 		$(INCIDENT_TEST) || status=$$?; \
 	mv $(INCIDENT_NEW) $(INCIDENT_RESULTS) && $(INCIDENT_PLOT) && exit $$status

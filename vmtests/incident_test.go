@@ -90,9 +90,7 @@ func TestIncident(t *testing.T) {
 					defer func() { <-places }()
 					result := stageIncident(t, set, arch, k, initramfs, cache.Dir, name)
 					result.Run = run + 1
-					if !t.Failed() { // also what misses a bar: else the data could not but reach it
-						set.keep(t, result)
-					}
+					set.keep(t, result) // also what misses a bar, or failed: else the data could not but be good
 					checkBars(t, result)
 				})
 			}
@@ -160,9 +158,11 @@ func stageIncident(t *testing.T, set *incidentSettings, arch Arch, k Kernel, ini
 	if err != nil {
 		t.Fatalf("%v; its console:\n%s", err, booted.console)
 	}
-	for _, problem := range judge(booted.verdict, []testPackage{incidentProgram}, false) {
+	problems := judge(booted.verdict, []testPackage{incidentProgram}, false)
+	for _, problem := range problems {
 		t.Errorf("%s; the end of its console:\n%s", problem, tail(withoutResults(booted.console), 40))
 	}
+	result.Trouble = strings.Join(problems, "; ")
 	result.Boots = booted.boots
 	if set.counting != nil {
 		result.Clock = incident.InstructionClock
@@ -170,7 +170,7 @@ func stageIncident(t *testing.T, set *incidentSettings, arch Arch, k Kernel, ini
 	result.Date = begin.UTC().Format(time.DateOnly)
 	t.Logf("Linux %s, %s: %d pages swapped in (major faults: %d by the woken, %d by the dying, %d by the killer, %d by the servers' parent, %d by the heartbeat; %d pages swapped out), %d ran, heartbeat gap %.0f ms at %.0f ms (began %.0f ms late, of it ran %.0f and waited %.0f ms for CPU %d, %d major faults; quiet %.0f), gone after %.0f ms, calm after %.0f ms, PSI full %d ms; boot to verdict %.0f s",
 		result.Kernel, strategy, result.SwapInPages, result.FaultsWoken, result.FaultsDying, result.FaultsKiller, result.FaultsParent,
-		result.FaultsOthers-result.FaultsKiller-result.FaultsParent, result.SwapOutPages, result.RanUserCode,
+		result.FaultsHeartbeat, result.SwapOutPages, result.RanUserCode,
 		result.HeartbeatGapMS, result.HeartbeatGapAtMS, result.HeartbeatGapLateMS, result.HeartbeatGapRanMS, result.HeartbeatGapWaitMS, result.HeartbeatGapCPU, result.HeartbeatGapFaults, result.QuietGapMS, result.GoneMS, result.CalmMS, result.PSIFullUS/1000, booted.total.Seconds())
 	return result
 }

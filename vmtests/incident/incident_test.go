@@ -48,6 +48,7 @@ func TestIncident(t *testing.T) {
 	swapOn(t)
 	world := stage(t, staging)
 	squeeze(t)
+	world.checkSwapped(t)
 	heart := startHeart(t)
 	result := world.measure(t, strategy, heart)
 	said, err := result.Line()
@@ -68,11 +69,11 @@ func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result 
 		victims = w.both()
 	}
 	faults := countFaults(t, w.both())
-	heartBefore, parentBefore := majorFaults(t, heart.pid), majorFaults(t, w.parent)
 	r := w.describe(t)
 	r.Strategy = strategy.Name
 	quiet := now()
 	sleepUntil(quiet + int64(2*time.Second))
+	heartBefore, parentBefore := majorFaults(t, heart.pid), majorFaults(t, w.parent)
 	before := readCounters(t)
 	begin := now()
 	r.QuietGapMS = ms(heart.longestGap(quiet, begin).length)
@@ -103,7 +104,8 @@ func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result 
 	}
 	r.FaultsKiller = rec.killed.majorFaults
 	r.FaultsParent = majorFaults(t, w.parent) - parentBefore
-	r.FaultsOthers = majorFaults(t, heart.pid) - heartBefore + r.FaultsParent + r.FaultsKiller
+	r.FaultsHeartbeat = majorFaults(t, heart.pid) - heartBefore
+	r.FaultsOthers = r.FaultsHeartbeat + r.FaultsParent + r.FaultsKiller
 	r.FaultsDying = r.MajorFaults - min(r.MajorFaults, r.FaultsWoken+r.FaultsOthers)
 	r.RanUserCode = len(woken)
 	if rec.killed.err != nil {

@@ -31,8 +31,7 @@ type Result struct {
 	Servers     int   `json:"servers"`
 	Routers     int   `json:"routers"`
 	RouterBytes int64 `json:"router_bytes"` // incompressible, of each router
-	// Of both together, as wakestorm left them, before the rest of the machine is
-	// pushed out as well. A page that several share counts for each of them.
+	// Private memory of both together before the kill.
 	SwappedBytes  int64 `json:"swapped_bytes"`
 	ResidentBytes int64 `json:"resident_bytes"`
 
@@ -42,13 +41,14 @@ type Result struct {
 	MajorFaults  uint64 `json:"major_faults"`
 	// The part of MajorFaults that the kernel charged to servers and routers
 	// that ran user code after their wake; to the killer, the heartbeat and the
-	// parent of the servers (of those to the killer, and to the parent); and the rest, which is the
+	// parent of the servers (and to each of these); and the rest, which is the
 	// dying's: a fault that SIGKILL cuts short reads its page, but is charged to nobody.
-	FaultsWoken  uint64 `json:"faults_woken"`
-	FaultsOthers uint64 `json:"faults_others"`
-	FaultsKiller uint64 `json:"faults_killer,omitempty"`
-	FaultsParent uint64 `json:"faults_parent,omitempty"`
-	FaultsDying  uint64 `json:"faults_dying"`
+	FaultsWoken     uint64 `json:"faults_woken"`
+	FaultsOthers    uint64 `json:"faults_others"`
+	FaultsKiller    uint64 `json:"faults_killer,omitempty"`
+	FaultsParent    uint64 `json:"faults_parent,omitempty"`
+	FaultsHeartbeat uint64 `json:"faults_heartbeat,omitempty"`
+	FaultsDying     uint64 `json:"faults_dying"`
 	// PSIFullUS is how long every task that could have run waited for memory,
 	// in microseconds.
 	PSIFullUS uint64 `json:"psi_full_us"`
@@ -84,6 +84,8 @@ type Result struct {
 	// how many of them had that freed before they could run.
 	Swapped int `json:"swapped,omitempty"`
 	Reaped  int `json:"reaped,omitempty"`
+	// Trouble is why the run failed, other than by missing a bar.
+	Trouble string `json:"trouble,omitempty"`
 	// Boots is 2 where the first machine died before it had a result.
 	Boots int `json:"boots,omitempty"`
 

@@ -35,7 +35,7 @@ type world struct {
 	parent            int   // of the servers
 	cgroup            string
 	marks             string
-	swapped, resident int64
+	swapped, resident int64 // bytes of private memory
 }
 
 // stage starts servers and routers in a cgroup of their own, and returns when
@@ -66,17 +66,12 @@ func stage(t *testing.T, staging Staging) *world {
 	}
 	var ready struct {
 		Pids map[string][]int
-		Swap struct {
-			SwapBytes int64 `json:"swap_bytes"`
-			RSSBytes  int64 `json:"rss_bytes"`
-		}
 	}
 	if err := json.Unmarshal(line, &ready); err != nil {
 		t.Fatal(err)
 	}
 	w.parent = cmd.Process.Pid
 	w.servers, w.routers = ready.Pids[storm.Target], ready.Pids["router"]
-	w.swapped, w.resident = ready.Swap.SwapBytes, ready.Swap.RSSBytes
 	for _, pid := range w.both() {
 		if err := os.WriteFile(w.cgroup+"/cgroup.procs", []byte(strconv.Itoa(pid)), 0); err != nil {
 			t.Fatalf("move %d: %v", pid, err)
@@ -84,6 +79,25 @@ func stage(t *testing.T, staging Staging) *world {
 	}
 	keepResident(t, w.marks)
 	return w
+}
+
+// checkSwapped fails unless nearly all of the servers' and routers' memory is on swap.
+func (w *world) checkSwapped(t *testing.T) {
+	t.Helper()
+	w.swapped, w.resident = 0, 0
+	for _, pid := range w.both() {
+		status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.swapped += kilobytes(status, "VmSwap:") << 10
+		w.resident += kilobytes(status, "RssAnon:") << 10
+	}
+	routers := int64(len(w.routers)) * int64(w.staging.RouterMiB) << 20
+	if w.swapped < routers || w.resident > routers/100 {
+		t.Fatalf("%d MiB are on swap and %d in memory; the routers have %d, and all should be on swap",
+			w.swapped>>20, w.resident>>20, routers>>20)
+	}
 }
 
 // keepResident locks a file in memory: reading it must not read the swap.

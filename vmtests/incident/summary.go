@@ -157,6 +157,13 @@ func (m *Machine) Table() string {
 		}
 		b.WriteByte('\n')
 	}
+	for _, g := range m.Groups {
+		for _, r := range g.Results {
+			if r.Trouble != "" {
+				fmt.Fprintf(&b, "\nRun %d of `%s` failed: %s\n", r.Run, g.Strategy.Title, r.Trouble)
+			}
+		}
+	}
 	return b.String()
 }
 
