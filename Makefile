@@ -56,9 +56,8 @@ INCIDENT_STRATEGIES ?= all
 INCIDENT_ARM64_KERNELS    ?= 6.12
 INCIDENT_ARM64_STRATEGIES ?= servers,bpfkill
 INCIDENT_RESULTS    := $(CURDIR)/docs/incident.jsonl
-INCIDENT_NEW        := $(CURDIR)/bin/incident.jsonl
-INCIDENT_TEST := INCIDENT_RUNS=$(INCIDENT_RUNS) INCIDENT_RESULTS=$(INCIDENT_NEW) \
-	$(GO) test ./vmtests -count=1 -run TestIncident -v -timeout 10h
+INCIDENT_NEW        := $(CURDIR)/bin/incident
+INCIDENT_TEST := INCIDENT_RUNS=$(INCIDENT_RUNS) $(GO) test ./vmtests -count=1 -run TestIncident -v -timeout 10h
 INCIDENT_PLOT := bin/wakestorm plot --results $(INCIDENT_RESULTS) --document docs/incident.md --picture docs/incident
 
 ACCURACY_RUNS  ?= 3
@@ -150,11 +149,13 @@ incident: build
 	VMTEST_ARCH=amd64 $(GO) run ./vmtests/kernels $(subst $(comma), ,$(INCIDENT_KERNELS)) 6.1
 	VMTEST_ARCH=arm64 scripts/setup
 	VMTEST_ARCH=arm64 $(GO) run ./vmtests/kernels $(subst $(comma), ,$(INCIDENT_ARM64_KERNELS)) 6.1
-	rm -f $(INCIDENT_NEW)
-	VMTEST=1 VMTEST_ARCH=amd64 INCIDENT_KERNELS=$(INCIDENT_KERNELS) INCIDENT_STRATEGIES=$(INCIDENT_STRATEGIES) $(INCIDENT_TEST); status=$$?; \
-	VMTEST=1 VMTEST_ARCH=arm64 INCIDENT_KERNELS=$(INCIDENT_ARM64_KERNELS) INCIDENT_STRATEGIES=$(INCIDENT_ARM64_STRATEGIES) \
-		$(INCIDENT_TEST) || status=$$?; \
-	mv $(INCIDENT_NEW) $(INCIDENT_RESULTS) && $(INCIDENT_PLOT) && exit $$status
+	rm -f $(INCIDENT_NEW).*.jsonl
+	export VMTEST=1 VMTEST_ARCH=amd64 INCIDENT_RESULTS=$(INCIDENT_NEW).amd64.jsonl \
+		INCIDENT_KERNELS=$(INCIDENT_KERNELS) INCIDENT_STRATEGIES=$(INCIDENT_STRATEGIES); $(INCIDENT_TEST); status=$$?; \
+	export VMTEST_ARCH=arm64 INCIDENT_RESULTS=$(INCIDENT_NEW).arm64.jsonl \
+		INCIDENT_KERNELS=$(INCIDENT_ARM64_KERNELS) INCIDENT_STRATEGIES=$(INCIDENT_ARM64_STRATEGIES); $(INCIDENT_TEST) || status=$$?; \
+	cat $(INCIDENT_NEW).amd64.jsonl $(INCIDENT_NEW).arm64.jsonl > $(INCIDENT_NEW).jsonl && \
+	mv $(INCIDENT_NEW).jsonl $(INCIDENT_RESULTS) && $(INCIDENT_PLOT) && exit $$status
 
 incident-plot: build
 	$(INCIDENT_PLOT)

@@ -49,26 +49,30 @@ static __always_inline struct followed *find_unwinding(void)
 	return f && !f->returned ? f : 0;
 }
 
-/* Adds what task, which goes to sleep, dies or is woken anew, has cost to its wake.
- * Another CPU may be about to do so as well: one of both removes it. */
-static __always_inline void end_follow(struct followed *f, struct task_struct *task, bool went_back)
+/* Whether a followed thread, which goes to sleep in a state, has been in user mode since
+ * its wake: who was stopped comes back from no system call. */
+static __always_inline bool went_back(struct followed *f, __u32 state)
 {
-	struct wake_key key = f->key;
-	__u64 cpu_ns = f->cpu_ns, major_faults = f->major_faults, swap_ins = f->swap_ins;
-	__s32 tid = BPF_CORE_READ(task, pid);
-	struct wake *w;
+	return f->returned || (f->stopped && state & TASK_INTERRUPTIBLE);
+}
 
-	if (bpf_map_delete_elem(&followed, &tid))
-		return;
-	w = bpf_map_lookup_elem(&wakes, &key);
-	if (!w)
-		return;
-	__sync_fetch_and_add(&w->cpu_ns, BPF_CORE_READ(task, se.sum_exec_runtime) - cpu_ns);
-	__sync_fetch_and_add(&w->major_faults, BPF_CORE_READ(task, maj_flt) - major_faults);
-	__sync_fetch_and_add(&w->swap_ins, swap_ins);
-	if (went_back)
-		__sync_fetch_and_add(&w->returned, 1);
-	__sync_fetch_and_add(&w->ended, 1);
+/* Adds what task, which goes to sleep or dies, has cost to its wake. */
+static __always_inline void end_follow(struct followed *f, struct task_struct *task, bool back)
+{
+	struct wake *w = bpf_map_lookup_elem(&wakes, &f->key);
+	__s32 tid = BPF_CORE_READ(task, pid);
+
+	if (w) {
+		__sync_fetch_and_add(&w->cpu_ns,
+				     BPF_CORE_READ(task, se.sum_exec_runtime) - f->cpu_ns);
+		__sync_fetch_and_add(&w->major_faults,
+				     BPF_CORE_READ(task, maj_flt) - f->major_faults);
+		__sync_fetch_and_add(&w->swap_ins, f->swap_ins);
+		if (back)
+			__sync_fetch_and_add(&w->returned, 1);
+		__sync_fetch_and_add(&w->ended, 1);
+	}
+	bpf_map_delete_elem(&followed, &tid);
 }
 
 #endif

@@ -53,7 +53,8 @@ static __always_inline void set_returned(struct task_struct *task)
 	__s32 tid = BPF_CORE_READ(task, pid);
 	__u64 start_ns = BPF_CORE_READ(task, start_boottime);
 
-	bpf_map_update_elem(&returned, &tid, &start_ns, BPF_ANY);
+	if (bpf_map_update_elem(&returned, &tid, &start_ns, BPF_ANY))
+		__sync_fetch_and_add(&lost_events, 1);
 }
 
 static __always_inline bool has_returned(struct task_struct *task)
@@ -131,24 +132,19 @@ static __always_inline bool count_wake(struct wake_key *key, struct task_struct 
 	return true;
 }
 
-/* Ends to follow a thread that is woken anew: it has slept since, or is just about to.
- * Reports whether it had returned to user mode meanwhile. */
-static __always_inline bool end_last(struct task_struct *wakee)
+/* Whether a thread that is woken in a state had returned to user mode after an earlier
+ * wake. It may be about to go to sleep still: then the earlier one is never followed to
+ * its end, for its end is seen by the CPU that the thread leaves. */
+static __always_inline bool is_again(struct task_struct *wakee, __u32 state)
 {
 	__s32 tid = BPF_CORE_READ(wakee, pid);
-	struct followed *f;
-	bool went_back;
+	struct followed *f = following ? bpf_map_lookup_elem(&followed, &tid) : 0;
 
-	if (!following)
-		return false;
-	f = bpf_map_lookup_elem(&followed, &tid);
-	if (!f)
-		return has_returned(wakee);
-	went_back = f->returned;
-	if (went_back)
+	if (f && went_back(f, state)) {
 		set_returned(wakee);
-	end_follow(f, wakee, went_back);
-	return went_back || has_returned(wakee);
+		return true;
+	}
+	return following && has_returned(wakee);
 }
 
 /* Whether the wakes of the running process come of its death: it is exiting, or
@@ -304,7 +300,7 @@ int BPF_PROG(waking, struct task_struct *wakee)
 	if (key.trail & MARK_NOTIFY_PARENT && waits_for_child(wakee))
 		key.trail |= MARK_WAIT;
 	key.wakee_start_ns = group_start_ns(wakee);
-	if (count_wake(&key, wakee, end_last(wakee)))
+	if (count_wake(&key, wakee, is_again(wakee, state)))
 		follow(wakee, &key, state);
 	return 0;
 }
@@ -369,8 +365,8 @@ int BPF_PROG(switching, bool preempt, struct task_struct *prev)
 {
 	struct followed *f;
 	struct doomed *d;
-	bool went_back;
 	__u32 state;
+	bool back;
 
 	if (preempt || !observing)
 		return 0;
@@ -383,11 +379,10 @@ int BPF_PROG(switching, bool preempt, struct task_struct *prev)
 	if (!f)
 		return 0;
 	d = find_doomed(prev);
-	went_back = (f->returned || (f->stopped && state & TASK_INTERRUPTIBLE)) &&
-		    !(d && d->tripped);
-	if (went_back && !(state & TASK_DEAD))
+	back = went_back(f, state) && !(d && d->tripped);
+	if (back && !(state & TASK_DEAD))
 		set_returned(prev);
-	end_follow(f, prev, went_back);
+	end_follow(f, prev, back);
 	return 0;
 }
 

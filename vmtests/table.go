@@ -18,7 +18,7 @@ var programs = []testPackage{
 	{path: "./vmtests/guest", timeout: time.Minute},
 	// That the processes' own word can be trusted on this kernel. The rest of
 	// storm's tests are about storm, not about kernels.
-	{path: "./internal/storm", args: []string{"-test.run=TestMarksTellWhoWoke|TestKernelWakes|TestSwapOut"}, timeout: 10 * time.Minute},
+	{path: "./internal/storm", args: []string{"-test.run=TestMarksTellWhoWoke|TestKernelWakes|TestSwapOut|TestKeepOnly|TestProcessesShed"}, timeout: 10 * time.Minute},
 	{path: "./internal/window", timeout: 20 * time.Minute},
 	{path: "./internal/loader", timeout: 15 * time.Minute, feelsFault: "TestTripwireKillsWhoWakes"},
 	{path: "./cmd/bpfkill", timeout: 30 * time.Minute},

@@ -86,6 +86,12 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report, 
 			named[b.PID] = true
 		}
 	}
+	again, count := map[wokenThrough]uint64{}, map[wokenThrough]uint64{}
+	for _, w := range r.Result.Wakes {
+		key := wokenThrough{w.PID, w.Channel}
+		again[key] += w.Again
+		count[key] += w.Count
+	}
 	for _, w := range r.Result.Wakes {
 		key := wokenThrough{w.PID, w.Channel}
 		if w.PID == self || w.Killed || measured[key] || !belongs(w.PID) || ownAccount(topology, w.PID) {
@@ -98,7 +104,7 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report, 
 		}
 		switch {
 		case predicted[key]:
-		case named[w.PID] && w.Again == w.Count:
+		case named[w.PID] && again[key] == count[key]:
 			rows(w.Channel).again++
 		case named[w.PID]:
 			rows(w.Channel).otherwise++

@@ -189,17 +189,21 @@ func TestWokenAgain(t *testing.T) {
 		must(t, p.Process.Kill())
 		<-waited
 	}
-	var again [2]uint64
+	// The signal of a death may wake threads of this process, too, of which a file of the
+	// same death had woken one before.
+	var again, count [2]uint64
 	wakes := wakesOf(t, o, v.process(t, selfPID))
 	for _, w := range wakes {
 		for i := range doomed {
 			if w.Cause == doomed[i].KernelIdentity() && w.Channel == waitgraph.ChannelChild {
 				again[i] += w.Again
+				count[i] += w.Count
 			}
 		}
 	}
-	if again[0] != 0 || again[1] == 0 {
-		t.Errorf("%d of the wakes by the first death, %d of those by the second came again, want none and some: %+v", again[0], again[1], wakes)
+	if again[0] >= count[0] || again[1] == 0 {
+		t.Errorf("of the wakes by the first and the second death, %d, %d came again; want fewer than there were (%d), and some: %+v",
+			again[0], again[1], count[0], wakes)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -122,7 +123,8 @@ func (b *birth) keepOnly(ranges ...addressRange) error {
 		switch {
 		case int(m.start) < 0: // the kernel's half: vsyscall
 			continue
-		case m.name == "[vdso]", m.file == program && !m.writable():
+		// Those of the kernel, which it may have sealed: [vdso], [vvar] and its like.
+		case strings.HasPrefix(m.name, "[v"), m.file == program && !m.writable():
 			ranges = append(ranges, m.addressRange)
 		case m.file != "" && m.executable():
 			return nil

@@ -31,7 +31,7 @@ func (b *builder) action(sig unix.Signal, handler, flags uintptr) {
 	sa := make([]byte, 0, 32)
 	restorer := uintptr(0)
 	if handler != sigDefault && handler != sigIgnore {
-		// The process's own stack was a goroutine's, and has little room.
+		// A process's own stack has no room for it.
 		flags |= saOnStack
 		if restorer = restorerAddress; restorer != 0 {
 			flags |= saRestorer
