@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfkill/bpfkill/internal/cgroup2"
 	"github.com/bpfkill/bpfkill/internal/loader"
 	"github.com/bpfkill/bpfkill/internal/nstest"
 	"github.com/bpfkill/bpfkill/internal/report"
@@ -109,5 +110,55 @@ func TestDoctorWithoutPrivileges(t *testing.T) {
 		if !strings.Contains(o.stdout, want) {
 			t.Errorf("%q is not in\n%s", want, o.stdout)
 		}
+	}
+}
+
+// TestDoctorIsRight: what the doctor says of each engine is what a kill by it comes to.
+func TestDoctorIsRight(t *testing.T) {
+	nstest.Require(t)
+	mount, err := cgroup2.Mount()
+	if err != nil {
+		t.Fatal(err)
+	}
+	group, err := os.MkdirTemp(mount, "bpfkill-test-") // and so there is one for the doctor to look at
+	if err != nil {
+		t.Skipf("this machine lets nobody make a cgroup: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(group); err != nil {
+			t.Error(err)
+		}
+	})
+	var d report.Doctor
+	if err := json.Unmarshal([]byte(runBpfkill(t, "doctor", "--output", "json").stdout), &d); err != nil {
+		t.Fatal(err)
+	}
+	answers := map[string]report.Answer{}
+	for _, f := range d.Features {
+		answers[f.Name] = f.Answer
+	}
+	for engine, feature := range map[string]string{engineBatch: "batch engine", engineLoop: "loop engine", engineCgroup: "cgroup.kill"} {
+		t.Run(engine, func(t *testing.T) {
+			s := stage(t, "sleepers", 4)
+			for _, p := range s.Processes() {
+				if err := os.WriteFile(filepath.Join(group, "cgroup.procs"), fmt.Append(nil, p.PID), 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			o := runBpfkill(t, "--cgroup", "/"+filepath.Base(group), "--engine", engine, "--timeout", "2m", "--output", "json")
+			want := report.No
+			if o.status == exitGone && o.report.Result.Gone == len(s.Processes()) {
+				want = report.Yes
+			}
+			if answers[feature] != want {
+				t.Errorf("the doctor says %q; a kill: exit status %d, stderr %q", answers[feature], o.status, o.stderr)
+			}
+			if want == report.No {
+				unharmed(t, s)
+			}
+			if err := s.Stop(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }

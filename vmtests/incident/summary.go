@@ -110,18 +110,28 @@ func (g Group) Middle() *Result { return g.Results[(len(g.Results)-1)/2] }
 
 // spread is the median of a figure and, where runs differ, its extremes.
 func (g Group) spread(of func(*Result) float64, format func(float64) string) string {
+	values := g.values(of)
+	low, high := format(values[0]), format(values[len(values)-1])
+	if low == high {
+		return low
+	}
+	return fmt.Sprintf("%s (%s–%s)", format(g.median(of)), low, high)
+}
+
+// values are a figure's, ascending.
+func (g Group) values(of func(*Result) float64) []float64 {
 	var values []float64
 	for _, r := range g.Results {
 		values = append(values, of(r))
 	}
 	slices.Sort(values)
+	return values
+}
+
+func (g Group) median(of func(*Result) float64) float64 {
+	values := g.values(of)
 	n := len(values)
-	median := (values[(n-1)/2] + values[n/2]) / 2
-	low, high := format(values[0]), format(values[n-1])
-	if low == high {
-		return low
-	}
-	return fmt.Sprintf("%s (%s–%s)", format(median), low, high)
+	return (values[(n-1)/2] + values[n/2]) / 2
 }
 
 // whole prints a figure without decimals.
@@ -157,6 +167,7 @@ func (m *Machine) Table() string {
 		}
 		b.WriteByte('\n')
 	}
+	b.WriteString(m.bars())
 	for _, g := range m.Groups {
 		for _, r := range g.Results {
 			if r.Trouble != "" {
@@ -165,6 +176,46 @@ func (m *Machine) Table() string {
 		}
 	}
 	return b.String()
+}
+
+// gapBar is what bpfkill's heartbeat gap is to stay below.
+const gapBar = 100 // ms
+
+// bars says which runs reached what is asked of them, where both ways were run.
+func (m *Machine) bars() string {
+	ours, theirs := m.group("bpfkill"), m.group("servers")
+	if ours == nil || theirs == nil {
+		return ""
+	}
+	still := ours.count(func(r *Result) bool { return r.SwapInPages == 0 })
+	quick := ours.count(func(r *Result) bool { return r.HeartbeatGapMS < gapBar })
+	storms := theirs.count(func(r *Result) bool {
+		return r.SwapInPages >= uint64(r.Routers)*uint64(r.RouterBytes/r.PageBytes)
+	})
+	gap := func(r *Result) float64 { return r.HeartbeatGapMS }
+	return fmt.Sprintf("\nAsked, and reached: with `%s` no page swapped in (%s) and a heartbeat gap below %d ms (%s); "+
+		"with `%s` at least the routers' memory swapped in (%s) and a gap ten times as long (%.1f times, of medians).\n",
+		ours.Strategy.Title, still, gapBar, quick, theirs.Strategy.Title, storms, theirs.median(gap)/ours.median(gap))
+}
+
+func (m *Machine) group(strategy string) *Group {
+	for i := range m.Groups {
+		if m.Groups[i].Strategy.Name == strategy {
+			return &m.Groups[i]
+		}
+	}
+	return nil
+}
+
+// count says of how many runs something holds.
+func (g Group) count(holds func(*Result) bool) string {
+	n := 0
+	for _, r := range g.Results {
+		if holds(r) {
+			n++
+		}
+	}
+	return fmt.Sprintf("%d of %d runs", n, len(g.Results))
 }
 
 // Caption says what kind of machine it was, and when.
