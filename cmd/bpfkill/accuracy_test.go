@@ -255,6 +255,11 @@ func TestAccuracy(t *testing.T) {
 			}
 		})
 	}
+	for i := range storm.Topologies {
+		if s := &storm.Topologies[i]; s.Supported() != nil && (only == "" || only == s.Name) {
+			t.Logf("%s: not staged here: %v", s.Name, s.Supported())
+		}
+	}
 	t.Logf("\n%s", &a)
 	a.check(t)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/bpfkill/bpfkill/internal/loader"
 	"github.com/bpfkill/bpfkill/internal/nstest"
 	"github.com/bpfkill/bpfkill/internal/report"
+	"github.com/bpfkill/bpfkill/internal/storm"
 )
 
 // TestDoctor: where the other tests kill, the doctor says that bpfkill can. Those
@@ -137,6 +138,12 @@ func TestDoctorIsRight(t *testing.T) {
 	for _, f := range d.Features {
 		answers[f.Name] = f.Answer
 	}
+	t.Run("auto", func(t *testing.T) {
+		stage(t, "sleepers", 4)
+		if o := runBpfkill(t, "--target", storm.Target, "--timeout", "2m", "--output", "json"); o.status != exitGone || o.report.Engine != d.Engine {
+			t.Errorf("the doctor says that auto takes %q; a kill took %q, exit status %d", d.Engine, o.report.Engine, o.status)
+		}
+	})
 	for engine, feature := range map[string]string{engineBatch: "batch engine", engineLoop: "loop engine", engineCgroup: "cgroup.kill"} {
 		t.Run(engine, func(t *testing.T) {
 			s := stage(t, "sleepers", 4)

@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"fmt"
 	"os"
+	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -274,4 +276,63 @@ func TestWatcherCountsLosses(t *testing.T) {
 	if len(all) != 1 || lost == 0 || err != nil {
 		t.Errorf("%d pairs, %d lost, %v; there is space for one", len(all), lost, err)
 	}
+}
+
+// TestTimersAreNotCharged: a timer wakes a sleeper in a hard interrupt, which hits whoever
+// runs there: that one has nothing to do with it.
+func TestTimersAreNotCharged(t *testing.T) {
+	w := newWatcher(t, WatcherOptions{})
+	var allowed unix.CPUSet
+	must(t, unix.SchedGetaffinity(0, &allowed))
+	cpu := 0
+	for !allowed.IsSet(cpu) {
+		cpu++
+	}
+	var one unix.CPUSet
+	one.Set(cpu)
+	spinner := exec.Command("/bin/sh", "-c", "echo spinning; while :; do :; done")
+	out, err := spinner.StdoutPipe()
+	must(t, err)
+	must(t, spinner.Start())
+	t.Cleanup(func() {
+		spinner.Process.Kill()
+		spinner.Wait()
+	})
+	must(t, unix.SchedSetaffinity(spinner.Process.Pid, &one))
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	v := take(t)
+	from, to := v.process(t, spinner.Process.Pid), v.process(t, selfPID)
+	must(t, w.Watch([]waitgraph.KernelIdentity{from.KernelIdentity(), to.KernelIdentity()}))
+	before := usedCPU(t, spinner.Process.Pid)
+	slept := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		err := unix.SchedSetaffinity(0, &one)
+		for range 200 {
+			if err == nil || err == unix.EINTR {
+				err = unix.Nanosleep(&unix.Timespec{Nsec: 1e6}, nil)
+			}
+		}
+		slept <- err
+	}()
+	if err := <-slept; err != nil && err != unix.EINTR {
+		t.Fatal(err)
+	}
+	if usedCPU(t, spinner.Process.Pid) == before {
+		t.Fatal("nobody ran beside the sleeper, and no interrupt hit anybody")
+	}
+	if got := contacts(t, w, from, to); len(got) != 0 {
+		t.Errorf("who only ran there is said to have woken the sleeper: %v", got)
+	}
+}
+
+// usedCPU is the processor time of a process in clock ticks.
+func usedCPU(t *testing.T, pid int) string {
+	t.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	must(t, err)
+	f := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')'):]))
+	return f[12] + " " + f[13] // utime and stime
 }
