@@ -76,10 +76,11 @@ var programs = []program{
 	{"nginx/master", nginx, []string{"--pid", "@pid"}, 6},
 	{"tmux", `tmux -S sock -f /dev/null new-session -d 'cat' && tmux -S sock split-window 'sleep 1000' && tmux -S sock split-window cat
 tmux -S sock display-message -p '#{pid}' >server; echo ready; sleep 1000`, []string{"--pid", "@server"}, 1},
-	{"ssh-agent", `ssh-agent -D -a "$PWD/sock" & until [ -S sock ]; do sleep 0.1; done
+	{"ssh-agent", `ssh-agent -D -a "$PWD/sock" >agent & until [ -S sock ]; do sleep 0.1; done
 /usr/bin/python3 -c 'import socket; s = socket.socket(socket.AF_UNIX); s.connect("sock"); print("ready", flush=True); s.recv(1)' & wait`,
 		[]string{"--target", "^ssh-agent$"}, 3},
-	{"tini as reaper", `tini -s -- bash -c 'sleep 1000 & sleep 1000 & (sleep 1000 & exec sleep 1000) & wait' & echo ready; wait`, []string{"--target", "^sleep$"}, 6},
+	{"tini as reaper", `mkfifo hold
+tini -s -- bash -c 'sleep 1000 & sleep 1000 & (sleep 1000 & exec sleep 1000) & wait; cat hold' & echo ready; wait`, []string{"--target", "^sleep$"}, 6},
 }
 
 // TestPrograms kills a part of ordinary programs and compares who a dry run said would
