@@ -214,7 +214,7 @@ func (set *incidentSettings) keep(t *testing.T, r *incident.Result) {
 // checkBars fails where the machine did not do what the incident is about.
 func checkBars(t *testing.T, r *incident.Result) {
 	t.Helper()
-	switch routers := uint64(r.Routers) * uint64(r.RouterBytes/r.PageBytes); r.Strategy {
+	switch routers := r.RouterPages(); r.Strategy {
 	case "servers":
 		if r.SwapInPages < routers || r.RanUserCode < r.Routers {
 			t.Errorf("%d pages were swapped in and %d processes ran; the %d routers have %d pages: that was no incident",

@@ -18,19 +18,29 @@ import (
 	"github.com/bpfkill/bpfkill/internal/storm"
 )
 
-// TestDoctor: where the other tests kill, the doctor says that bpfkill can. Those
-// whom it tries things on are gone when it is done; nobody else is touched.
-func TestDoctor(t *testing.T) {
-	nstest.Require(t)
-	s := stage(t, "smtp", 4)
+// askDoctor returns what the doctor says, and its answers by feature.
+func askDoctor(t *testing.T) (d report.Doctor, answers map[string]report.Answer) {
+	t.Helper()
 	o := runBpfkill(t, "doctor", "--output", "json")
-	var d report.Doctor
 	if err := json.Unmarshal([]byte(o.stdout), &d); err != nil {
 		t.Fatalf("exit status %d, stderr %q: %v in %s", o.status, o.stderr, err, o.stdout)
 	}
 	if o.status != exitGone || o.stderr != "" {
 		t.Errorf("exit status %d, stderr %q", o.status, o.stderr)
 	}
+	answers = map[string]report.Answer{}
+	for _, f := range d.Features {
+		answers[f.Name] = f.Answer
+	}
+	return d, answers
+}
+
+// TestDoctor: where the other tests kill, the doctor says that bpfkill can. Those
+// whom it tries things on are gone when it is done; nobody else is touched.
+func TestDoctor(t *testing.T) {
+	nstest.Require(t)
+	s := stage(t, "smtp", 4)
+	d, answers := askDoctor(t)
 	batch := loader.HaveBatch() == nil
 	engine := engineLoop
 	if batch {
@@ -39,9 +49,7 @@ func TestDoctor(t *testing.T) {
 	if !d.Works || d.Engine != engine || d.Version != 1 {
 		t.Errorf("works: %v, engine %q, want %q", d.Works, d.Engine, engine)
 	}
-	answers := map[string]report.Answer{}
 	for _, f := range d.Features {
-		answers[f.Name] = f.Answer
 		if f.Needed && f.Answer != report.Yes {
 			t.Errorf("%+v", f)
 		}
@@ -130,14 +138,7 @@ func TestDoctorIsRight(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	var d report.Doctor
-	if err := json.Unmarshal([]byte(runBpfkill(t, "doctor", "--output", "json").stdout), &d); err != nil {
-		t.Fatal(err)
-	}
-	answers := map[string]report.Answer{}
-	for _, f := range d.Features {
-		answers[f.Name] = f.Answer
-	}
+	d, answers := askDoctor(t)
 	t.Run("auto", func(t *testing.T) {
 		stage(t, "sleepers", 4)
 		if o := runBpfkill(t, "--target", storm.Target, "--timeout", "2m", "--output", "json"); o.status != exitGone || o.report.Engine != d.Engine {

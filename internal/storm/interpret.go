@@ -68,14 +68,14 @@ func forkRaw(b *birth) (uintptr, syscall.Errno) {
 	beforeFork()
 	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
 	if errno == 0 && pid == 0 {
-		enter(own, own)
+		enter(own)
 	}
 	afterFork()
 	return pid, errno
 }
 
-// enter calls childMain with birth on another stack, and does not return.
-func enter(stackTop, birth uintptr)
+// enter calls childMain with birth on the stack that ends there, and does not return.
+func enter(birth uintptr)
 
 // childMain is where a child of the owner begins, on a stack of its own.
 //

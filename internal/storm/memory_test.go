@@ -21,15 +21,13 @@ func TestProcessesShedTheirParentsMemory(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		maps, err := parseMaps(text)
+		ranges, err := privateRanges(text)
 		if err != nil {
 			t.Fatal(err)
 		}
 		private := uintptr(0)
-		for _, m := range maps {
-			if m.writable() && m.private() {
-				private += m.end - m.start
-			}
+		for _, r := range ranges {
+			private += r.end - r.start
 		}
 		if page := uintptr(os.Getpagesize()); private != scratchSize+page {
 			t.Errorf("%s %d has %d bytes of private memory, want those of scratch memory and the page of handlerSlot:\n%s",

@@ -51,7 +51,7 @@ func SwapOut(ctx context.Context, pids []int) (Swapped, error) {
 			if err := pageOut(pid); err != nil {
 				return now, fmt.Errorf("swap out process %d: %w", pid, err)
 			}
-			swap, rss, err := swappedBytes(pid)
+			swap, rss, err := SwappedBytes(pid)
 			if err != nil {
 				return now, fmt.Errorf("swap out process %d: %w", pid, err)
 			}
@@ -141,8 +141,9 @@ func privateRanges(text []byte) ([]addressRange, error) {
 	return out, nil
 }
 
-// swappedBytes reads VmSwap and RssAnon of a process.
-func swappedBytes(pid int) (swap, rss int64, err error) {
+// SwappedBytes reads how much of a process's private memory is on swap and how much is
+// resident, in bytes (VmSwap and RssAnon), without touching any of it.
+func SwappedBytes(pid int) (swap, rss int64, err error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
 	if err != nil {
 		return 0, 0, err

@@ -24,10 +24,10 @@ child:
 	CALL	AX
 	INT	$3
 
-// func enter(stackTop, birth uintptr)
-TEXT ·enter(SB),NOSPLIT|NOFRAME,$0-16
-	MOVQ	birth+8(FP), R12
-	MOVQ	stackTop+0(FP), SP
+// func enter(birth uintptr)
+TEXT ·enter(SB),NOSPLIT|NOFRAME,$0-8
+	MOVQ	birth+0(FP), R12
+	MOVQ	R12, SP
 	SUBQ	$16, SP
 	MOVQ	R12, 0(SP)
 	LEAQ	·childMain(SB), AX

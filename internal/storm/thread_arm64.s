@@ -22,11 +22,10 @@ child:
 	CALL	(R0)
 	BRK	$0
 
-// func enter(stackTop, birth uintptr)
-TEXT ·enter(SB),NOSPLIT|NOFRAME,$0-16
-	MOVD	birth+8(FP), R19
-	MOVD	stackTop+0(FP), R0
-	MOVD	R0, RSP
+// func enter(birth uintptr)
+TEXT ·enter(SB),NOSPLIT|NOFRAME,$0-8
+	MOVD	birth+0(FP), R19
+	MOVD	R19, RSP
 	SUB	$32, RSP
 	MOVD	R19, 8(RSP)
 	MOVD	$·childMain(SB), R0

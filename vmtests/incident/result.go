@@ -99,6 +99,9 @@ type Sample struct {
 	Pages uint64  `json:"pages"` // swapped in since the kill began
 }
 
+// RouterPages is how many pages the routers have together, beside what every process has.
+func (r *Result) RouterPages() uint64 { return uint64(r.Routers) * uint64(r.RouterBytes/r.PageBytes) }
+
 // PagesOfTheKill is how many pages were swapped in until the last process that the
 // strategy kills was gone, or 20 ms longer. What is read later is read by survivors.
 func (r *Result) PagesOfTheKill() uint64 {

@@ -59,11 +59,9 @@ func takeMemory() error {
 // meminfo returns MemTotal and SwapCached, in kB.
 func meminfo() (total, cached uint64, err error) {
 	text, err := os.ReadFile("/proc/meminfo")
-	return uint64(kilobytes(text, "MemTotal:")), uint64(kilobytes(text, "SwapCached:")), err
-}
-
-// kilobytes is the number after a name in /proc/meminfo or /proc/PID/status.
-func kilobytes(text []byte, name string) int64 {
-	_, rest, _ := bytes.Cut(text, []byte(name))
-	return int64(number(bytes.TrimLeft(rest, " \t"), ""))
+	word := func(name string) uint64 {
+		_, rest, _ := bytes.Cut(text, []byte(name))
+		return number(bytes.TrimLeft(rest, " "), "")
+	}
+	return word("MemTotal:"), word("SwapCached:"), err
 }

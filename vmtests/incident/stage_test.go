@@ -84,14 +84,13 @@ func stage(t *testing.T, staging Staging) *world {
 // checkSwapped fails unless nearly all of the servers' and routers' memory is on swap.
 func (w *world) checkSwapped(t *testing.T) {
 	t.Helper()
-	w.swapped, w.resident = 0, 0
 	for _, pid := range w.both() {
-		status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+		swapped, resident, err := storm.SwappedBytes(pid)
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.swapped += kilobytes(status, "VmSwap:") << 10
-		w.resident += kilobytes(status, "RssAnon:") << 10
+		w.swapped += swapped
+		w.resident += resident
 	}
 	routers := int64(len(w.routers)) * int64(w.staging.RouterMiB) << 20
 	if w.swapped < routers || w.resident > routers/100 {

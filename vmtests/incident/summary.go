@@ -189,9 +189,7 @@ func (m *Machine) bars() string {
 	}
 	still := ours.count(func(r *Result) bool { return r.SwapInPages == 0 })
 	quick := ours.count(func(r *Result) bool { return r.HeartbeatGapMS < gapBar })
-	storms := theirs.count(func(r *Result) bool {
-		return r.SwapInPages >= uint64(r.Routers)*uint64(r.RouterBytes/r.PageBytes)
-	})
+	storms := theirs.count(func(r *Result) bool { return r.SwapInPages >= r.RouterPages() })
 	gap := func(r *Result) float64 { return r.HeartbeatGapMS }
 	return fmt.Sprintf("\nAsked, and reached: with `%s` no page swapped in (%s) and a heartbeat gap below %d ms (%s); "+
 		"with `%s` at least the routers' memory swapped in (%s) and a gap ten times as long (%.1f times, of medians).\n",
