@@ -10,6 +10,7 @@
 #define VM_FAULT_RETRY 0x400
 
 __u64 following = 0; /* set once anybody is */
+__u64 lost_costs = 0; /* of woken threads for which there was no room */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -29,7 +30,8 @@ static __always_inline void follow(struct task_struct *task, struct wake_key *ke
 	};
 
 	following = 1;
-	bpf_map_update_elem(&followed, &tid, &f, BPF_ANY);
+	if (bpf_map_update_elem(&followed, &tid, &f, BPF_ANY))
+		__sync_fetch_and_add(&lost_costs, 1);
 }
 
 /* What is known of the running thread, NULL for nothing. */

@@ -54,7 +54,7 @@ static __always_inline void set_returned(struct task_struct *task)
 	__u64 start_ns = BPF_CORE_READ(task, start_boottime);
 
 	if (bpf_map_update_elem(&returned, &tid, &start_ns, BPF_ANY))
-		__sync_fetch_and_add(&lost_events, 1);
+		__sync_fetch_and_add(&lost_costs, 1);
 }
 
 static __always_inline bool has_returned(struct task_struct *task)
@@ -311,17 +311,18 @@ static __always_inline void take_note(struct sock *sk, struct task_struct *task,
 	struct closer by = {}, *closer;
 	struct followed *f;
 	struct dragged *d;
+	bool exiting;
 
 	if (!read_endpoints(sk, &e))
 		return;
 	closer = bpf_map_lookup_elem(&closed, &e);
 	record_hangup(closer);
-	if (closer || (state != TCP_FIN_WAIT1 && state != TCP_LAST_ACK && state != TCP_CLOSE) ||
-	    !(BPF_CORE_READ(task, flags) & PF_EXITING))
+	if (closer || (state != TCP_FIN_WAIT1 && state != TCP_LAST_ACK && state != TCP_CLOSE))
 		return;
-	d = find_dragged(task);
-	f = find_unwinding();
-	if (find_doomed(task)) {
+	exiting = BPF_CORE_READ(task, flags) & PF_EXITING;
+	d = exiting ? find_dragged(task) : 0;
+	f = exiting ? find_unwinding() : 0;
+	if (is_dying(task)) { /* its last file may be that of the call that its signal ended */
 		by.tgid = BPF_CORE_READ(task, tgid);
 		by.start_ns = group_start_ns(task);
 	} else if (d) {

@@ -32,7 +32,7 @@ func newMeasurement(g *waitgraph.Graph, p *plan.Plan, seen *loader.Observation, 
 			Survivors: []report.Survivor{}, Skipped: []report.Skipped{}, Wakes: []report.Wake{},
 			LostEvents: seen.Lost.Sum(),
 			Lost: report.Lost{
-				Wakes: seen.Lost.Wakes, Forks: seen.Lost.Forks, Signals: seen.Lost.Signals, TCPStates: seen.Lost.TCPStates,
+				Wakes: seen.Lost.Wakes, Costs: seen.Lost.Costs, Forks: seen.Lost.Forks, Signals: seen.Lost.Signals, TCPStates: seen.Lost.TCPStates,
 			},
 		},
 	}

@@ -135,6 +135,7 @@ const (
 	observeVarDragging        = "dragging"
 	observeVarFollowing       = "following"
 	observeVarLandmarks       = "landmarks"
+	observeVarLostCosts       = "lost_costs"
 	observeVarLostEvents      = "lost_events"
 	observeVarObserving       = "observing"
 	observeVarTelling         = "telling"
@@ -215,6 +216,7 @@ type observeVariableSpecs struct {
 	Dragging   *ebpf.VariableSpec `ebpf:"dragging"`
 	Following  *ebpf.VariableSpec `ebpf:"following"`
 	Landmarks  *ebpf.VariableSpec `ebpf:"landmarks"`
+	LostCosts  *ebpf.VariableSpec `ebpf:"lost_costs"`
 	LostEvents *ebpf.VariableSpec `ebpf:"lost_events"`
 	Observing  *ebpf.VariableSpec `ebpf:"observing"`
 	Telling    *ebpf.VariableSpec `ebpf:"telling"`
@@ -271,6 +273,7 @@ type observeVariables struct {
 	Dragging   *ebpf.Variable `ebpf:"dragging"`
 	Following  *ebpf.Variable `ebpf:"following"`
 	Landmarks  *ebpf.Variable `ebpf:"landmarks"`
+	LostCosts  *ebpf.Variable `ebpf:"lost_costs"`
 	LostEvents *ebpf.Variable `ebpf:"lost_events"`
 	Observing  *ebpf.Variable `ebpf:"observing"`
 	Telling    *ebpf.Variable `ebpf:"telling"`

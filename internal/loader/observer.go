@@ -27,7 +27,8 @@ type Observer struct {
 // executor's kill set. It records from [Observer.Start] on. The caller closes
 // it before the executor.
 func NewObserver(exec *Executor) (*Observer, error) {
-	return newObserver(exec, 4*exec.coll.Maps[executeMapDoomed].MaxEntries())
+	space := 4 * exec.coll.Maps[executeMapDoomed].MaxEntries()
+	return newObserver(exec, space, space)
 }
 
 // stampers are the programs that write down that something happened, the first
@@ -42,8 +43,9 @@ const interruptible = observeProgSetSockState
 // counters are the programs that have no second: they run with preemption off.
 var counters = []string{observeProgWaking, observeProgSwitching, observeProgSegment}
 
-// newObserver has space for so many different wakes.
-func newObserver(exec *Executor, wakes uint32) (*Observer, error) {
+// newObserver has space for so many different wakes, and so many threads that are
+// followed at a time.
+func newObserver(exec *Executor, wakes, followed uint32) (*Observer, error) {
 	spec, err := loadObserve()
 	if err != nil {
 		return nil, fmt.Errorf("parse observe object: %w", err)
@@ -57,9 +59,10 @@ func newObserver(exec *Executor, wakes uint32) (*Observer, error) {
 	}
 	doomed := exec.coll.Maps[executeMapDoomed]
 	spec.Maps[observeMapDoomed].MaxEntries = doomed.MaxEntries()
-	for _, m := range []string{observeMapWakes, observeMapFollowed, observeMapReturned, observeMapDragged} {
+	for _, m := range []string{observeMapWakes, observeMapReturned, observeMapDragged} {
 		spec.Maps[m].MaxEntries = wakes
 	}
+	spec.Maps[observeMapFollowed].MaxEntries = followed
 	spec.Maps[observeMapClosed].MaxEntries = max(wakes, connectionsMin)
 	opts := collectionOptions()
 	opts.MapReplacements = map[string]*ebpf.Map{observeMapDoomed: doomed}
@@ -190,13 +193,14 @@ type Observation struct {
 // programs see. Whether each exit was seen its ExitNS tells.
 type Lost struct {
 	Wakes     uint64 // without space, or without a stack that could be read
+	Costs     uint64 // of wakes whose threads there was no space for to follow
 	Forks     uint64 // without space or not seen, at most
 	Signals   uint64 // that killed, and were not seen
 	TCPStates uint64 // changes that were not seen, at most
 }
 
 // Sum is how many were lost in all.
-func (l *Lost) Sum() uint64 { return l.Wakes + l.Forks + l.Signals + l.TCPStates }
+func (l *Lost) Sum() uint64 { return l.Wakes + l.Costs + l.Forks + l.Signals + l.TCPStates }
 
 // Collect reads what was measured.
 func (o *Observer) Collect() (*Observation, error) {
@@ -225,6 +229,9 @@ func (o *Observer) Collect() (*Observation, error) {
 func (o *Observer) lost(fates []Fate) (l Lost, err error) {
 	if err := o.coll.Variables["lost_events"].Get(&l.Wakes); err != nil {
 		return l, fmt.Errorf("read lost events: %w", err)
+	}
+	if err := o.coll.Variables["lost_costs"].Get(&l.Costs); err != nil {
+		return l, fmt.Errorf("read lost costs: %w", err)
 	}
 	if l.Forks, err = o.exec.LostForks(); err != nil {
 		return l, fmt.Errorf("read lost forks: %w", err)

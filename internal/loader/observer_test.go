@@ -219,28 +219,57 @@ func waitsForChild() bool {
 	return false
 }
 
-// TestLostWakesAreCounted: what finds no space in the map is told.
-func TestLostWakesAreCounted(t *testing.T) {
-	const readers, space = 40, 8
+// killHerd kills the writer of a herd of readers, and returns what an observer with
+// little space saw of it, and of how many wakes it knows what came of them. All are over.
+func killHerd(t *testing.T, readers int, wakes, followed uint32) (obs *Observation, ended uint64) {
+	t.Helper()
 	e := newExecutor(t)
-	o, err := newObserver(e, space)
+	o, err := newObserver(e, wakes, followed)
 	must(t, err)
 	defer o.Close()
-	s := stage(t, storm.Options{Topology: "herd", Processes: readers})
+	s := stage(t, storm.Options{Topology: "herd", Processes: readers, IgnoreChildren: true})
 	m := members(t, s)
 	must(t, e.Doom(m["writer"]))
 	must(t, o.Start())
 	kill(t, int(m["writer"][0].PID))
 	eventually(t, "all readers woke", func() bool { return len(s.Woken()) == readers })
-	must(t, o.Stop())
-	obs, err := o.Collect()
-	must(t, err)
-	counted := uint64(0)
+	eventually(t, "all that are followed sleep again", func() bool {
+		var err error
+		obs, err = o.Collect()
+		must(t, err)
+		ended = 0
+		for _, w := range obs.Wakes {
+			ended += w.Ended
+		}
+		return ended+obs.Lost.Sum() >= uint64(readers)
+	})
+	return obs, ended
+}
+
+func countWakes(obs *Observation) (n uint64) {
 	for _, w := range obs.Wakes {
-		counted += w.Count
+		n += w.Count
 	}
-	if obs.Lost.Wakes == 0 || counted+obs.Lost.Wakes < readers {
-		t.Errorf("%d wakes counted and %d lost of at least %d", counted, obs.Lost.Wakes, readers)
+	return n
+}
+
+// TestLostWakesAreCounted: what finds no space in the map is told, each wake once.
+func TestLostWakesAreCounted(t *testing.T) {
+	const readers, space = 40, 8
+	obs, _ := killHerd(t, readers, space, readers)
+	counted := countWakes(obs)
+	if len(obs.Wakes) != space || counted+obs.Lost.Wakes != readers || obs.Lost.Sum() != obs.Lost.Wakes {
+		t.Errorf("%d wakes of %d counted, lost %+v; want %d in all, and %d of them counted", counted, len(obs.Wakes), obs.Lost, readers, space)
+	}
+}
+
+// TestLostCostsAreCounted: whom there is no space for to follow is told.
+func TestLostCostsAreCounted(t *testing.T) {
+	const readers = 40
+	obs, ended := killHerd(t, readers, 2*readers, 1)
+	counted := countWakes(obs)
+	if counted != readers || ended+obs.Lost.Costs != readers || ended == 0 || obs.Lost.Costs == 0 || obs.Lost.Sum() != obs.Lost.Costs {
+		t.Errorf("%d wakes counted and %d followed, lost %+v; want %d counted, and some of each", counted, ended, obs.Lost, readers)
 	}
 }
 

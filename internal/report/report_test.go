@@ -103,7 +103,7 @@ func TestJSONHasEveryFieldAndNoNull(t *testing.T) {
 	requireKeys(t, "plan", got["plan"], "processes", "conditions", "bystanders", "exposed", "unaccounted", "predicted", "incomplete")
 	requireKeys(t, "result", got["result"], "signalled", "gone", "survivors", "skipped", "window_ns", "window", "tripped", "early_wakes",
 		"user_returns", "inherited", "rounds", "wakes", "bystander_wakes", "swap_in_pages", "major_faults", "freed_bytes", "exit_ns", "lost_events", "lost")
-	requireKeys(t, "lost", got["result"].(map[string]any)["lost"], "wakes", "forks", "signals", "exits", "tcp_states")
+	requireKeys(t, "lost", got["result"].(map[string]any)["lost"], "wakes", "costs", "forks", "signals", "exits", "tcp_states")
 	window := got["result"].(map[string]any)["window"]
 	requireKeys(t, "window", window, "arm_ns", "deliver_ns", "reap_ns", "open_ns", "target_switches", "reap_switches",
 		"killer_minor_faults", "killer_major_faults", "killer_voluntary_switches", "killer_involuntary_switches", "corral", "reap")

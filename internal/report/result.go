@@ -30,6 +30,7 @@ type Result struct {
 // so many.
 type Lost struct {
 	Wakes     uint64 `json:"wakes"`
+	Costs     uint64 `json:"costs"` // of wakes that are counted, and were not followed
 	Forks     uint64 `json:"forks"`
 	Signals   uint64 `json:"signals"`
 	Exits     uint64 `json:"exits"`
