@@ -1,18 +1,18 @@
 #include "textflag.h"
 
-// func cloneThread(flags, stackTop, birth uintptr) uintptr
-TEXT ·cloneThread(SB),NOSPLIT|NOFRAME,$0-32
+// func cloneOnto(flags, stackTop, birth, tls uintptr) uintptr
+TEXT ·cloneOnto(SB),NOSPLIT|NOFRAME,$0-40
 	MOVQ	flags+0(FP), DI
 	MOVQ	stackTop+8(FP), SI
 	MOVQ	birth+16(FP), R12
+	MOVQ	tls+24(FP), R8
 	XORL	DX, DX
 	XORL	R10, R10
-	XORL	R8, R8
 	MOVL	$56, AX // clone
 	SYSCALL
 	TESTQ	AX, AX
 	JEQ	child
-	MOVQ	AX, ret+24(FP)
+	MOVQ	AX, ret+32(FP)
 	RET
 child:
 	// On the new stack, with nothing to return to.
@@ -20,16 +20,6 @@ child:
 	SUBQ	$16, SP
 	MOVQ	R12, 0(SP)
 	// By its address: the linker would take it for a recursion.
-	LEAQ	·threadMain(SB), AX
-	CALL	AX
-	INT	$3
-
-// func enter(birth uintptr)
-TEXT ·enter(SB),NOSPLIT|NOFRAME,$0-8
-	MOVQ	birth+0(FP), R12
-	MOVQ	R12, SP
-	SUBQ	$16, SP
-	MOVQ	R12, 0(SP)
-	LEAQ	·childMain(SB), AX
+	LEAQ	·begin(SB), AX
 	CALL	AX
 	INT	$3

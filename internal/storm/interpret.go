@@ -34,7 +34,7 @@ type birth struct {
 	// to top is unmapped. No top keeps everything.
 	memory [keptRanges]addressRange
 	top    uintptr
-	// stack is the end of the stack that it is to run on, where forkRaw puts a copy of
+	// stack is the end of the stack that it runs on, where forkRaw puts a copy of
 	// this, and local the end of memory that may pass for thread-local.
 	stack, local uintptr
 }
@@ -65,33 +65,55 @@ func fork(b *birth) (int, error) {
 func forkRaw(b *birth) (uintptr, syscall.Errno) {
 	own := (b.stack - unsafe.Sizeof(*b)) &^ 15
 	*(*birth)(pointer(own)) = *b
-	beforeFork()
-	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
-	if errno == 0 && pid == 0 {
-		enter(own)
+	flags := uintptr(unix.SIGCHLD)
+	if b.slim() {
+		// Go code that assembly has called loads its g from there, used or not.
+		flags |= unix.CLONE_SETTLS
 	}
+	beforeFork()
+	pid := cloneOnto(flags, own, own, b.local)
 	afterFork()
-	return pid, errno
+	if int(pid) < 0 {
+		return 0, syscall.Errno(-pid)
+	}
+	return pid, 0
 }
 
-// enter calls childMain with birth on the stack that ends there, and does not return.
-func enter(birth uintptr)
+// cloneOnto makes a task that begins with birth on the stack that ends at stackTop, and
+// returns its id or a negative errno. tls is for CLONE_SETTLS.
+func cloneOnto(flags, stackTop, birth, tls uintptr) uintptr
 
-// childMain is where a child of the owner begins, on a stack of its own.
+// begin is where a direct child of the owner begins, and a thread.
 //
-//lint:ignore U1000 enter calls it
+//lint:ignore U1000 cloneOnto calls it
 //go:nosplit
 //go:noinline
 //go:norace
 //go:nocheckptr
-func childMain(own uintptr) {
-	b := (*birth)(pointer(own))
-	bear(b)
-	if b.top != 0 {
+func begin(at uintptr) {
+	b := (*birth)(pointer(at))
+	if b.forked() {
+		bear(b)
+	}
+	if b.slim() {
 		shed(b)
 	}
 	interpret(b)
 }
+
+// forked tells a direct child of the owner from a thread.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (b *birth) forked() bool { return b.zero != 0 }
+
+// slim is whether it is to have but little of its parent's memory.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (b *birth) slim() bool { return b.top != 0 }
 
 // bear turns the copy of a Go process into a process of the storm's own.
 //
@@ -238,7 +260,6 @@ func interpret(b *birth) {
 //go:norace
 //go:nocheckptr
 func shed(b *birth) {
-	setThreadPointer(b.local)
 	slot, low := b.regs[regSlot], uintptr(0)
 	for i := 0; i < keptRanges && b.memory[i].end != 0; i++ {
 		unmap(slot, low, b.memory[i].start)
@@ -303,24 +324,11 @@ func thread(r *[16]uintptr, start, stack, size, flags uintptr) uintptr {
 	for i := 0; i < registers; i++ {
 		b.regs[i] = r[i&15]
 	}
-	if n := int(cloneThread(flags, stack+size, stack)); n < 0 {
+	if n := int(cloneOnto(flags, stack+size, stack, 0)); n < 0 {
 		return uintptr(-n)
 	}
 	return 0
 }
-
-// cloneThread makes a thread that calls threadMain with birth, and returns its id
-// or a negative errno.
-func cloneThread(flags, stackTop, birth uintptr) uintptr
-
-// threadMain is where a new thread begins, on a stack of its own.
-//
-//lint:ignore U1000 cloneThread calls it
-//go:nosplit
-//go:noinline
-//go:norace
-//go:nocheckptr
-func threadMain(b uintptr) { interpret((*birth)(pointer(b))) }
 
 // fill writes incompressible words: zram must not swap them for free.
 //

@@ -101,16 +101,17 @@ func (b *builder) birth() birth {
 }
 
 // keepOnly has a process unmap everything but this program's text and constants and
-// the ranges given. A program that was linked with others, libc for one, keeps all:
-// these have the kernel write to memory of their own (rseq).
-func (b *birth) keepOnly(ranges ...addressRange) error {
+// the ranges given, and returns what of the rest it need not get in the first place. A
+// program that was linked with others, libc for one, keeps all: these have the kernel
+// write to memory of their own (rseq).
+func (b *birth) keepOnly(ranges ...addressRange) (unwanted []addressRange, err error) {
 	text, err := os.ReadFile("/proc/self/maps")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	maps, err := parseMaps(text)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	program := ""
 	for _, m := range maps {
@@ -127,7 +128,7 @@ func (b *birth) keepOnly(ranges ...addressRange) error {
 		case strings.HasPrefix(m.name, "[v"), m.file == program && !m.writable():
 			ranges = append(ranges, m.addressRange)
 		case m.file != "" && m.executable():
-			return nil
+			return nil, nil
 		}
 		top = max(top, m.end)
 	}
@@ -143,12 +144,29 @@ func (b *birth) keepOnly(ranges ...addressRange) error {
 			continue
 		}
 		if n == keptRanges {
-			return fmt.Errorf("more than %d ranges of memory to keep: %v", keptRanges, ranges)
+			return nil, fmt.Errorf("more than %d ranges of memory to keep: %v", keptRanges, ranges)
 		}
 		b.memory[n] = r
 		n++
 	}
 	b.top = top
+	kept := b.memory[:n]
+	for _, m := range maps {
+		overlaps := func(r addressRange) bool { return r.start < m.end && m.start < r.end }
+		if m.file == "" && m.writable() && m.private() && !slices.ContainsFunc(kept, overlaps) {
+			unwanted = append(unwanted, m.addressRange)
+		}
+	}
+	return unwanted, nil
+}
+
+// advise tells the kernel something about memory, as far as that is still mapped.
+func advise(ranges []addressRange, advice int) error {
+	for _, r := range ranges {
+		if _, _, errno := unix.Syscall(unix.SYS_MADVISE, r.start, r.end-r.start, uintptr(advice)); errno != 0 && errno != unix.ENOMEM {
+			return fmt.Errorf("madvise(%#x, %#x, %d): %w", r.start, r.end-r.start, advice, errno)
+		}
+	}
 	return nil
 }
 

@@ -2,6 +2,7 @@ package storm
 
 import (
 	"os"
+	"slices"
 	"strconv"
 	"testing"
 )
@@ -9,7 +10,7 @@ import (
 // A process has what it needs of its parent's memory, and no more.
 func TestProcessesShedTheirParentsMemory(t *testing.T) {
 	var b birth
-	if err := b.keepOnly(); err != nil {
+	if _, err := b.keepOnly(); err != nil {
 		t.Fatal(err)
 	}
 	if b.top == 0 {
@@ -38,7 +39,8 @@ func TestProcessesShedTheirParentsMemory(t *testing.T) {
 
 func TestKeepOnly(t *testing.T) {
 	var b birth
-	if err := b.keepOnly(addressRange{0x2000, 0x2001}, addressRange{0x3000, 0x4000}); err != nil {
+	unwanted, err := b.keepOnly(addressRange{0x2000, 0x2001}, addressRange{0x3000, 0x4000})
+	if err != nil {
 		t.Fatal(err)
 	}
 	if b.top == 0 {
@@ -51,6 +53,12 @@ func TestKeepOnly(t *testing.T) {
 		if b.memory[i].start <= b.memory[i-1].end {
 			t.Errorf("ranges are not in order, or overlap: %#x", b.memory)
 		}
+	}
+	onHeap := new([1 << 20]byte)
+	if heap := rangeOf(onHeap[:]); !slices.ContainsFunc(unwanted, func(r addressRange) bool {
+		return r.start <= heap.start && heap.end <= r.end
+	}) {
+		t.Errorf("the heap at %#x is in none of %#x", heap, unwanted)
 	}
 	text := false
 	for _, r := range b.memory {

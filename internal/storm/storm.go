@@ -158,17 +158,22 @@ func (s *Storm) stage(ctx context.Context) error {
 	}
 	defer unix.Close(null)
 	common.null = uintptr(null)
-	if err := common.keepOnly(rangeOf(s.arenas.scripts), rangeOf(s.arenas.scratch), rangeOf(s.marks.mem)); err != nil {
+	unwanted, err := common.keepOnly(rangeOf(s.arenas.scripts), rangeOf(s.arenas.scratch), rangeOf(s.marks.mem))
+	if err != nil {
 		return err
 	}
-	return s.forkAll(ctx, b, common)
+	// Copying its page tables takes most of the time of a fork.
+	if err = advise(unwanted, unix.MADV_DONTFORK); err == nil {
+		err = s.forkAll(ctx, b, common)
+	}
+	return errors.Join(err, advise(unwanted, unix.MADV_DOFORK))
 }
 
 // forkAll forks the direct children. Of the pipes that they inherit, each end
 // is open here only from its first user to its last. common is what all are born with.
 func (s *Storm) forkAll(ctx context.Context, b *builder, common birth) error {
 	const many = 100
-	if len(b.direct) >= many {
+	if len(b.direct) >= many && !common.slim() {
 		debug.FreeOSMemory() // each child copies the page tables of whatever is in memory
 	}
 	ends := newPipeEnds(b)
@@ -230,7 +235,10 @@ func ignoreChildren(delta int) {
 	if delta > 0 {
 		ossignal.Ignore(syscall.SIGCHLD)
 	} else if children.ignorers == 0 {
-		ossignal.Reset(syscall.SIGCHLD)
+		// That puts the runtime's handler back; Reset leaves ignored what is ignored.
+		heard := make(chan os.Signal, 1)
+		ossignal.Notify(heard, syscall.SIGCHLD)
+		ossignal.Stop(heard)
 	}
 }
 

@@ -180,9 +180,28 @@ func TestStopLeavesNobody(t *testing.T) {
 				if err := s.Stop(); err != nil {
 					t.Errorf("second Stop: %v", err)
 				}
+				if ignored(t, unix.SIGCHLD) {
+					t.Error("this process ignores SIGCHLD for good")
+				}
 			})
 		}
 	}
+}
+
+// ignored reports whether this process ignores a signal, as the kernel says.
+func ignored(t *testing.T, sig unix.Signal) bool {
+	t.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, line, _ := strings.Cut(string(status), "\nSigIgn:\t")
+	line, _, _ = strings.Cut(line, "\n")
+	mask, err := strconv.ParseUint(line, 16, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return mask>>(sig-1)&1 != 0
 }
 
 func pipes(t testing.TB, pid int) int {
