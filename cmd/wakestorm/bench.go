@@ -51,21 +51,21 @@ func parseBench(args []string) (*benchOptions, error) {
 
 // runBench measures in a namespace of its own: this program runs itself again.
 func runBench(args []string, stdin io.Reader, stdout io.Writer) error {
-	if !bench.IsTimer() {
-		o, err := parseBench(args)
-		if errors.Is(err, pflag.ErrHelp) {
-			return run([]string{"help"}, stdin, stdout)
-		}
-		if err != nil {
-			return err
-		}
-		if len(o.show) > 0 {
-			return bench.Show(o.show, stdout)
-		}
-		if ran, err := bench.Outside(); ran || err != nil {
-			return err
-		}
-		return bench.Run(o.Options, stdout)
+	if help := bench.Helper(); help != nil {
+		return help(args)
 	}
-	return bench.Timer(args)
+	o, err := parseBench(args)
+	if errors.Is(err, pflag.ErrHelp) {
+		return run([]string{"help"}, stdin, stdout)
+	}
+	if err != nil {
+		return err
+	}
+	if len(o.show) > 0 {
+		return bench.Show(o.show, stdout)
+	}
+	if ran, err := bench.Outside(); ran || err != nil {
+		return err
+	}
+	return bench.Run(o.Options, stdout)
 }

@@ -138,5 +138,8 @@ func (t *table) otherBars() (out []bar) {
 			bar{"bpfkill --dry-run", false, 120, spreadOf(s, wholeNS).median / 1e6, " ms"},
 			bar{"its peak resident memory, the most", false, 48, spreadOf(s, maxRSS).max / (1 << 20), " MiB"})
 	}
+	if r, ok := t.ratio(PartWatch, watchedPipe, unwatchedPipe, 0, wholeNS); ok {
+		out = append(out, bar{"passing a byte back and forth beside bpfkill watch of 1,000 idle processes", false, 1.05, r, ""})
+	}
 	return out
 }

@@ -32,10 +32,11 @@ const (
 	PartMemory   = "memory"   // until the memory of the killed is free
 	PartSnapshot = "snapshot" // reading processes and their descriptors
 	PartStart    = "start"    // bpfkill --dry-run as a whole
+	PartWatch    = "watch"    // what bpfkill watch costs others
 )
 
 // Parts are all there are, in their order.
-var Parts = []string{PartKill, PartBusy, PartSizes, PartMemory, PartSnapshot, PartStart}
+var Parts = []string{PartKill, PartBusy, PartSizes, PartMemory, PartSnapshot, PartStart, PartWatch}
 
 // Check returns what is wrong with the options.
 func (o *Options) Check() error {
@@ -77,6 +78,7 @@ func Run(o Options, w io.Writer) error {
 	results := writer(&o, w)
 	parts := map[string]func(add func(Sample) error) error{
 		PartKill: l.kills, PartBusy: l.busy, PartSizes: l.growth, PartMemory: l.memory, PartSnapshot: l.snapshots, PartStart: l.starts,
+		PartWatch: l.watches,
 	}
 	for _, part := range Parts {
 		if !slices.Contains(o.Parts, part) {

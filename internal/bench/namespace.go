@@ -22,7 +22,15 @@ const (
 
 	roleInside = "inside" // pid 1 of the namespace
 	roleTimer  = "timer"  // runs a program and says what it took
+	rolePing   = "ping"   // passes a byte back and forth, and says how long that took
+	rolePong   = "pong"   // is the other that does
 )
+
+// Helper returns what this process is there for, if the benchmark started it to help with
+// a measurement: its whole life, given its arguments. It is nil for any other process.
+func Helper() func(argv []string) error {
+	return map[string]func([]string) error{roleTimer: timer, rolePing: ping, rolePong: pong}[os.Getenv(roleVariable)]
+}
 
 // Outside runs this program again with the same arguments as pid 1 of a pid and
 // mount namespace of its own, with an empty cgroup for the processes to be

@@ -57,12 +57,8 @@ func timed(argv ...string) (t taken, err error) {
 	return t, json.Unmarshal(out, &t)
 }
 
-// IsTimer reports whether this process is that small one: then [Timer] is its
-// whole life.
-func IsTimer() bool { return os.Getenv(roleVariable) == roleTimer }
-
-// Timer runs a program and prints what it took.
-func Timer(argv []string) error {
+// timer is that small one: it runs a program and prints what it took.
+func timer(argv []string) error {
 	if len(argv) == 0 {
 		return errors.New("no program to time")
 	}

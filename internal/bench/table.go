@@ -35,6 +35,9 @@ func (t *table) print() {
 	t.readings(PartStart, "bpfkill as a whole, %d processes on the machine, ms", "PEAK MiB", func(s []Sample) string {
 		return fmt.Sprintf("%.1f", spreadOf(s, maxRSS).max/(1<<20))
 	})
+	t.readings(PartWatch, "Two processes pass a byte back and forth "+fmt.Sprint(turns)+" times while %d others sleep, ms", "US A TURN", func(s []Sample) string {
+		return fmt.Sprintf("%.2f", spreadOf(s, wholeNS).median/turns/1e3)
+	})
 }
 
 // of picks the samples of one row. Processes of 0 are any.
