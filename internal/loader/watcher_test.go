@@ -78,6 +78,10 @@ func obey() error {
 			_, err = unix.Write(n, []byte{1})
 		case f[0] == "signal":
 			err = unix.Kill(n, unix.SIGWINCH)
+		case f[0] == "lock":
+			err = unix.Flock(n, unix.LOCK_EX)
+		case f[0] == "unlock":
+			err = unix.Flock(n, unix.LOCK_UN)
 		case f[0] == "futex":
 			err = wakeFutex(uintptr(n))
 		}
@@ -139,6 +143,25 @@ func TestWatcherNamesChannels(t *testing.T) {
 			sleepIn(t, unix.SYS_FUTEX, uintptr(unsafe.Pointer(&r.futex)), 0, 0, 0, 0, 0)
 			return p
 		}},
+		{waitgraph.ChannelLock, "unlock 3", func(t *testing.T) *process {
+			fd, err := unix.MemfdCreate("lock", 0)
+			ours := file(t, fd, err)
+			fd, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDWR, 0)
+			p := start(t, "obey", nil, file(t, fd, err))
+			p.does(t, "lock 3")
+			sleepIn(t, unix.SYS_FLOCK, ours.Fd(), unix.LOCK_EX)
+			return p
+		}},
+		{waitgraph.ChannelUnix, "write 3", func(t *testing.T) *process { // through epoll
+			fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM, 0)
+			ours, theirs := file(t, fds[0], err), file(t, fds[1], err)
+			fd, err := unix.EpollCreate1(0)
+			instance := file(t, fd, err)
+			must(t, unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, int(ours.Fd()), &unix.EpollEvent{Events: unix.EPOLLIN}))
+			p := start(t, "obey", nil, theirs)
+			sleepIn(t, unix.SYS_EPOLL_PWAIT, instance.Fd(), uintptr(unsafe.Pointer(&events)), 1, ^uintptr(0), 0, 8)
+			return p
+		}},
 	} {
 		t.Run(test.channel.String(), func(t *testing.T) {
 			w := newWatcher(t, WatcherOptions{})
@@ -151,6 +174,31 @@ func TestWatcherNamesChannels(t *testing.T) {
 			if got[test.channel] == 0 || got[waitgraph.ChannelOther] != 0 {
 				t.Errorf("%v, want some through %v", got, test.channel)
 			}
+		})
+	}
+}
+
+// TestWatcherNamesExits: who waits for an exit is woken by it.
+func TestWatcherNamesExits(t *testing.T) {
+	for channel, wait := range map[waitgraph.Channel]func(t *testing.T, pid int){
+		waitgraph.ChannelChild: func(t *testing.T, pid int) {
+			sleepIn(t, unix.SYS_WAITID, unix.P_PID, uintptr(pid), 0, unix.WEXITED|unix.WNOWAIT, 0)
+		},
+		waitgraph.ChannelPidfd: func(t *testing.T, pid int) {
+			fd, err := unix.PidfdOpen(pid, 0)
+			polled = unix.PollFd{Fd: int32(file(t, fd, err).Fd()), Events: unix.POLLIN}
+			sleepIn(t, unix.SYS_PPOLL, uintptr(unsafe.Pointer(&polled)), 1, 0, 0, 8)
+		},
+	} {
+		t.Run(channel.String(), func(t *testing.T) {
+			w := newWatcher(t, WatcherOptions{})
+			p := start(t, "obey", nil)
+			wait(t, p.PID)
+			v := take(t)
+			from, to := v.process(t, p.PID), v.process(t, selfPID)
+			must(t, w.Watch([]waitgraph.KernelIdentity{from.KernelIdentity()}))
+			must(t, p.in.Close()) // which ends it
+			eventually(t, "the exit wakes who waits for it", func() bool { return contacts(t, w, from, to)[channel] > 0 })
 		})
 	}
 }
