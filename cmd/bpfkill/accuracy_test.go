@@ -21,6 +21,7 @@ type accuracy struct {
 	rows       map[string]*accuracyRow
 	topologies map[string]*accuracyRow // what was predicted, and spurious
 	details    []string
+	repeated   int // kills that lost events, and are not in the rows: they were made again
 }
 
 type accuracyRow struct {
@@ -157,6 +158,9 @@ func (a *accuracy) String() string {
 		}
 		b.WriteByte('\n')
 	}
+	if a.repeated > 0 {
+		fmt.Fprintf(&b, "kills with lost events, made again: %d\n", a.repeated)
+	}
 	return b.String()
 }
 
@@ -275,6 +279,7 @@ func (a *accuracy) measure(t *testing.T, topologies []*storm.Topology, size int,
 		if a.measureOnce(t, topologies, size, load, try == tries-1) {
 			return
 		}
+		a.repeated++
 	}
 }
 
@@ -322,8 +327,9 @@ func (a *accuracy) measureOnce(t *testing.T, topologies []*storm.Topology, size 
 			// Init and other strangers are the first's.
 			return home[pid] == s || home[pid] == nil && i == 0
 		})
-		// Both sides of the comparison might miss the same.
-		if woken := len(s.After(targetsOf(s)).Woken); woken > 0 && own == 0 && topology.Unpredictable == "" {
+		// Both sides of the comparison might miss the same, and some have but one.
+		out := s.After(targetsOf(s))
+		if woken := len(out.Woken) + len(out.Stirred) + len(out.Killed); woken > 0 && own == 0 && !topology.Late && !topology.Uncharged {
 			t.Errorf("%s/%s: %d wake, and none was measured through %s", topology.Name, what, woken, topology.Channel)
 		}
 		if err := s.Stop(); err != nil {

@@ -184,11 +184,16 @@ func (b *builder) thread(body func()) { b.clone(threadFlags, body) }
 // forkSharing forks a child that shares this process's memory.
 func (b *builder) forkSharing(child label, slot int) {
 	b.clone(unix.CLONE_VM|int(unix.SIGCHLD), func() {
-		b.add(regSlot, reg(slot), imm(0))
-		b.must(regPID, unix.SYS_GETPID)
-		b.store(reg(regSlot), slotPID, reg(regPID))
-		b.jump(child)
+		b.become(child, slot)
 	})
+}
+
+// become has a process that has just been made be the member with a slot.
+func (b *builder) become(child label, slot int) {
+	b.add(regSlot, reg(slot), imm(0))
+	b.must(regPID, unix.SYS_GETPID)
+	b.store(reg(regSlot), slotPID, reg(regPID))
+	b.jump(child)
 }
 
 // clone makes a task with memory in common, which runs what body emits.

@@ -66,10 +66,15 @@ func (b *builder) epollWaitFor(instance int, offset uintptr, events int) {
 func (b *builder) poll(fd int) { b.pollFor(fd, unix.POLLIN) }
 
 func (b *builder) pollFor(fd, events int) {
+	b.block(unix.SYS_PPOLL, b.pollEntry(fd, events), imm(1), imm(0), imm(0), imm(8))
+}
+
+// pollEntry is a struct pollfd.
+func (b *builder) pollEntry(fd, events int) arg {
 	entry := imm(b.scratch + scratchPoll)
 	b.store(entry, 0, reg(fd))
 	b.store(entry, 4, imm(events))
-	b.block(unix.SYS_PPOLL, entry, imm(1), imm(0), imm(0), imm(8))
+	return entry
 }
 
 // pause waits in ppoll for nothing.

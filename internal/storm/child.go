@@ -1,6 +1,12 @@
 package storm
 
-import "golang.org/x/sys/unix"
+import (
+	"encoding/binary"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
 
 var childTopologies = []Topology{
 	{
@@ -27,7 +33,55 @@ var childTopologies = []Topology{
 		Summary: "servers, each with a router child in ppoll or epoll_pwait on the server's pidfd",
 		Outcome: "every router wakes",
 		build:   buildPidfd,
+	}, {
+		Name: "pidfd-autokill", Unit: "servers", Channel: "signal",
+		Summary:       "servers, each with a router child that dies when its pidfd is closed (CLONE_PIDFD_AUTOKILL)",
+		Unpredictable: "such a pidfd is not told from others",
+		Outcome:       "every router dies",
+		needs:         needAutokill,
+		build: func(b *builder, n int) {
+			b.trees(n, &node{comm: Target, role: "server", children: []*node{{
+				role: "router", autokill: true, wakes: []when{{deaths: []string{"server"}, effect: Dies}}, wait: b.pause,
+			}}})
+		},
 	},
+}
+
+// Flags of clone3 since v7.1, which package unix does not export; the last needs all.
+const (
+	cloneAutoreap = 1 << 34
+	cloneNNP      = 1 << 35
+	cloneAutokill = 1<<36 | cloneAutoreap | cloneNNP | unix.CLONE_PIDFD
+)
+
+// cloneArgs is struct clone_args in its first version.
+func cloneArgs(flags uint64, pidfd uintptr) []byte {
+	args := binary.NativeEndian.AppendUint64(nil, flags)
+	args = binary.NativeEndian.AppendUint64(args, uint64(pidfd))
+	return append(args, make([]byte, 64-len(args))...)
+}
+
+func needAutokill() error {
+	args := cloneArgs(cloneAutokill, 0)
+	// EFAULT says that the flags are known: there is no place for the pidfd.
+	_, _, errno := unix.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&args[0])), uintptr(len(args)), 0)
+	if errno != unix.EFAULT {
+		return fmt.Errorf("CLONE_PIDFD_AUTOKILL: %w (Linux 7.1 or later)", errno)
+	}
+	return nil
+}
+
+// forkAutokilled forks a child that dies when the last descriptor for the pidfd that
+// this process gets is closed.
+func (b *builder) forkAutokilled(child label, slot int) {
+	born, past := b.newLabel(), b.newLabel()
+	args := cloneArgs(cloneAutokill, b.scratch+scratchPipe)
+	b.must(regTemp, unix.SYS_CLONE3, imm(b.constant(args)), imm(len(args)))
+	b.jumpZero(regTemp, born)
+	b.jump(past)
+	b.place(born)
+	b.become(child, slot)
+	b.place(past)
 }
 
 // parents are trees of a router and its smtpserver children, one tree for each way.

@@ -85,10 +85,34 @@ var endTopologies = []Topology{
 		Unpredictable: onlyInFlight,
 		Unaccounted:   true,
 		build:         func(b *builder, n int) { b.trees(n, b.lockInFlight()) },
+	}, {
+		Name: "pipe-in-call", Unit: "servers", Channel: "pipe", Mutual: true,
+		Summary:       "servers with one thread blocked in a write to a pipe that another has closed meanwhile, each with a router child at the other end, in ppoll for the hangup",
+		Outcome:       "every router wakes: the call that had the write end is over",
+		Unpredictable: onlyInCall,
+		Unaccounted:   true,
+		build:         func(b *builder, n int) { b.trees(n, b.heldInCall(func() { b.pipe(regIn, regOut) })) },
+	}, {
+		Name: "unix-in-call", Unit: "servers", Channel: "unix", Mutual: true,
+		Summary:       "the same with a socket pair",
+		Outcome:       "every router wakes",
+		Unpredictable: onlyInCall,
+		build: func(b *builder, n int) {
+			b.trees(n, b.heldInCall(func() { b.socketPair(regIn, regOut, unix.SOCK_STREAM) }))
+		},
+	}, {
+		Name: "tcp-in-call", Unit: "servers", Channel: "tcp", Mutual: true,
+		Summary:       "the same with a connection over 127.0.0.1 on which the server has unread data",
+		Outcome:       "every router wakes: its connection is reset",
+		Unpredictable: onlyInCall,
+		build:         func(b *builder, n int) { b.trees(n, b.heldInCall(func() { b.tcpUnread(loopback4) })) },
 	},
 }
 
-const onlyInFlight = "the other end is in no descriptor table, only in a message on a socket's queue"
+const (
+	onlyInFlight = "the other end is in no descriptor table, only in a message on a socket's queue"
+	onlyInCall   = "the other end is in no descriptor table, only in a call that is blocked on it"
+)
 
 // writers are pairs of a server and one who writes to a full pipe from it. Here
 // the child's end, in regIn, is the write end.
@@ -241,6 +265,30 @@ func (b *builder) putInFlight() {
 	b.socketPair(regIn2, regOut2, unix.SOCK_STREAM)
 	b.sendDescriptor(regIn2, regOut)
 	b.closeFD(regOut)
+}
+
+// heldInCall is a server of which one thread writes more to regOut than there is room
+// for. Another closes that descriptor as soon as some of it has come out at the other
+// end: by then the call has the file, and keeps it.
+func (b *builder) heldInCall(open func()) *node {
+	return &node{
+		comm: Target, role: "server", wakes: dies("router"),
+		open:  open,
+		asks:  func() { b.ignore(unix.SIGPIPE) },
+		aside: func() { b.blockAside(unix.SYS_WRITE, reg(regOut), imm(b.base()), imm(arenaSize)) },
+		wait: func() {
+			entry := b.pollEntry(regIn, unix.POLLIN)
+			b.must(regTemp, unix.SYS_PPOLL, entry, imm(1), imm(0), imm(0), imm(8))
+			b.closeFD(regOut)
+			b.closeFD(regIn)
+			b.accept()
+		},
+		children: []*node{{
+			role: "router", wakes: dies("server"),
+			open: func() { b.closeFD(regOut) },
+			wait: func() { b.pollFor(regIn, 0) },
+		}},
+	}
 }
 
 func (b *builder) lockInFlight() *node {

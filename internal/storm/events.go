@@ -25,16 +25,37 @@ var eventTopologies = []Topology{
 		},
 	}, {
 		Name: "inotify", Unit: "servers", Channel: "other",
-		Summary: "routers that watch for a file being closed, in read, ppoll or epoll_pwait, each with up to four smtpserver children that have it open",
+		Summary: "routers that watch for a file being closed, in read, ppoll or epoll_pwait, each with four or more smtpserver children that have it open",
 		Outcome: "every router wakes: dying closes files",
-		build:   func(b *builder, n int) { b.watchers(n, b.makeLockFile, func() { b.inotifyOn(lockPath) }) },
+		build: func(b *builder, n int) {
+			b.watchers(n, b.reopenLockFile, anyDies, b.makeLockFile, func() { b.inotifyOn(lockPath, unix.IN_CLOSE) })
+		},
 	}, {
 		Name: "inotify-directory", Unit: "servers", Channel: "other",
 		Summary: "the same, with the file's directory watched, on a file system of their own",
 		Outcome: "every router wakes",
 		needs:   needRoot("to mount a file system"),
 		build: func(b *builder, n int) {
-			b.watchers(n, b.makeNamedFile, func() { b.inotifyOn(ownMount) })
+			b.watchers(n, b.reopenLockFile, anyDies, b.makeNamedFile, func() { b.inotifyOn(ownMount, unix.IN_CLOSE) })
+		},
+	}, {
+		Name: "inotify-mapped", Unit: "servers", Channel: "other",
+		Summary:       "the same, with a file that the smtpservers have mapped, and open no longer",
+		Outcome:       "every router wakes: with its last mapping a file is closed",
+		Unpredictable: "mappings are looked at only of files that are in descriptor tables as well",
+		build: func(b *builder, n int) {
+			b.watchers(n, b.mapOnly, anyDies, b.makeLockFile, func() { b.inotifyOn(lockPath, unix.IN_CLOSE) })
+		},
+	}, {
+		Name: "inotify-unlinked", Unit: "servers", Channel: "other",
+		Summary:       "routers that watch a file without a name, in read, ppoll or epoll_pwait, each with four or more smtpserver children that alone have it open",
+		Outcome:       "every router wakes: with its last holder the file goes, and the watch",
+		Unpredictable: "who holds a file that has no name any more is not counted",
+		build: func(b *builder, n int) {
+			b.watchers(n, b.reopenLockFile, dies, b.makeLockFile, func() {
+				b.inotifyOn(lockPath, unix.IN_DELETE_SELF)
+				b.must(regTemp, unix.SYS_CLOSE, imm(lockFile))
+			})
 		},
 	}, {
 		Name: "fanotify-close", Unit: "servers", Channel: "other",
@@ -42,7 +63,7 @@ var eventTopologies = []Topology{
 		Outcome: "every router wakes",
 		needs:   needFanotify,
 		build: func(b *builder, n int) {
-			b.watchers(n, b.makeLockFile, func() { b.fanotifyOn(0, lockPath) })
+			b.watchers(n, b.reopenLockFile, anyDies, b.makeLockFile, func() { b.fanotifyOn(0, lockPath) })
 		},
 	}, {
 		Name: "fanotify-mount", Unit: "servers", Channel: "other",
@@ -50,10 +71,16 @@ var eventTopologies = []Topology{
 		Outcome: "every router wakes",
 		needs:   needFanotify,
 		build: func(b *builder, n int) {
-			b.watchers(n, b.makeNamedFile,
+			b.watchers(n, b.reopenLockFile, anyDies, b.makeNamedFile,
 				func() { b.fanotifyOn(unix.FAN_MARK_MOUNT, ownMount) },
 				func() { b.fanotifyOn(unix.FAN_MARK_FILESYSTEM, ownMount) })
 		},
+	}, {
+		Name: "signalfd-inherited", Unit: "servers", Channel: "signal", Uncharged: true,
+		Summary:       "servers with a signalfd in an epoll instance, each with a router child that waits on the instance",
+		Unpredictable: "it is who sends the signal, and who reaps, that wakes",
+		Outcome:       "every router is woken, finds no signal of its own, and sleeps on",
+		build:         buildSignalfdInherited,
 	}, {
 		Name: "sigio", Unit: "servers", Channel: "signal",
 		Summary:       "servers, each with a router child that asked for SIGIO at the other end of a pipe, a socket pair or a TCP connection, and sleeps in something else",
@@ -76,37 +103,45 @@ func (b *builder) sharers(open func()) []*node {
 	return kinds
 }
 
-// watched is how many servers one router watches: there may be few instances
+// watchedBy is how many of n servers one router watches: there may be few instances
 // (fs.inotify.max_user_instances, fs.fanotify.max_user_groups).
-const watched = 4
+func watchedBy(n int) int {
+	const least, routers = 4, 40
+	return max(least, (n+routers-1)/routers)
+}
 
-func (b *builder) watchers(n int, file func(), watch ...func()) {
+// watchers are n servers and those who watch their files. hold is how a server holds the
+// router's file, which is what file makes; wakes are the deaths that matter; each of watch
+// has whoever calls it be told, in regIn.
+func (b *builder) watchers(n int, hold func(), wakes func(roles ...string) []when, file func(), watch ...func()) {
 	kinds := func(servers int) (all []*node) {
 		for _, w := range watch {
-			all = append(all, b.watching(servers, file, w)...)
+			all = append(all, b.watching(servers, hold, wakes, file, w)...)
 		}
 		return all
 	}
+	watched := watchedBy(n)
 	b.trees(n/watched, kinds(watched)...)
 	if rest := n % watched; rest > 0 {
 		b.trees(1, kinds(rest)[2])
 	}
 }
 
-// watching are trees of a router and n servers that each opened the router's file, which
-// is what file makes. watch has whoever calls it be told, in regIn, when it is closed.
-func (b *builder) watching(n int, file, watch func()) []*node {
+// watching are trees of a router and n servers.
+func (b *builder) watching(n int, hold func(), wakes func(roles ...string) []when, file, watch func()) []*node {
 	var kinds []*node
 	for _, w := range b.receiving(regIn) {
 		watcher := &node{
 			role: w.role, open: file,
 			wait: func() { watch(); w.wait() },
 		}
+		var roles []string
 		for i := range n {
 			role := fmt.Sprintf("server %d", i)
-			watcher.children = append(watcher.children, &node{comm: Target, role: role, open: b.reopenLockFile})
-			watcher.wakes = append(watcher.wakes, anyDies(role)...)
+			watcher.children = append(watcher.children, &node{comm: Target, role: role, open: hold})
+			roles = append(roles, role)
 		}
+		watcher.wakes = wakes(roles...)
 		kinds = append(kinds, watcher)
 	}
 	return kinds
@@ -126,9 +161,16 @@ func (b *builder) makeNamedFile() {
 	b.lockFileIs(regFD)
 }
 
-func (b *builder) inotifyOn(path string) {
+func (b *builder) inotifyOn(path string, events int) {
 	b.must(regIn, unix.SYS_INOTIFY_INIT1, imm(unix.IN_CLOEXEC))
-	b.must(regTemp, unix.SYS_INOTIFY_ADD_WATCH, reg(regIn), imm(b.comm(path)), imm(unix.IN_CLOSE))
+	b.must(regTemp, unix.SYS_INOTIFY_ADD_WATCH, reg(regIn), imm(b.comm(path)), imm(events))
+}
+
+// mapOnly has the process map a file of its own, and close it.
+func (b *builder) mapOnly() {
+	b.reopenLockFile()
+	b.mapLockFile()
+	b.must(regTemp, unix.SYS_CLOSE, imm(lockFile))
 }
 
 // fanotifyOn makes a group that is told when files are closed at path, or all on its
@@ -157,4 +199,15 @@ func buildSigio(b *builder, n int) {
 	kinds := b.pairs(pipe, dies("server"), way{"of a pipe", asked})
 	kinds = append(kinds, b.pairs(pair, dies("server"), way{"of a socket pair", asked})...)
 	b.trees(n, append(kinds, b.pairs(connection, dies("server"), way{"of a TCP connection", asked})...)...)
+}
+
+func buildSignalfdInherited(b *builder, n int) {
+	b.trees(n, &node{
+		comm: Target, role: "server",
+		open: func() { b.signalFD(regIn, unix.SIGUSR1); b.epollInstance(regFD, regIn, unix.EPOLLIN) },
+		children: []*node{{
+			role: "router", wakes: []when{{deaths: []string{"server"}, effect: Stirs}},
+			wait: func() { b.epollWait(regFD) },
+		}},
+	})
 }

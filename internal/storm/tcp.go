@@ -37,12 +37,20 @@ var tcpTopologies = []Topology{
 		needs:   needMPTCP,
 		build: func(b *builder, n int) {
 			b.trees(n, b.queued(func() {
-				b.must(regFD, unix.SYS_SOCKET, imm(unix.AF_INET), imm(unix.SOCK_STREAM|unix.SOCK_CLOEXEC), imm(unix.IPPROTO_MPTCP))
+				b.mptcpSocket(regFD)
 				b.listen(regFD, loopback4, 1)
 				b.socket(regIn, unix.AF_INET, unix.SOCK_STREAM)
 				b.connect(regIn)
 			})...)
 		},
+	}, {
+		Name: "mptcp", Unit: "servers", Channel: "tcp",
+		Summary:       "servers, each with a router child connected to it over 127.0.0.1 by MPTCP: in read, ppoll or epoll_pwait",
+		Outcome:       "every router wakes",
+		Late:          true,
+		Unpredictable: "the subflows of a connection by MPTCP are not followed, and it is a worker that tells the other end",
+		needs:         needMPTCP,
+		build:         func(b *builder, n int) { b.trees(n, b.pairs(b.mptcpPair, dies("server"), b.receiving(regIn)...)...) },
 	}, {
 		Name: "tcp-window", Unit: "servers", Channel: "tcp", Quiet: true,
 		Summary: "servers blocked in a send to a router child that does not receive, and waits in ppoll or epoll_pwait for the server to stop sending",
@@ -131,20 +139,41 @@ func (b *builder) tcpConnection(at loopback, backlog int) {
 // tcpPair makes a connection, whose ends are in regIn and regOut.
 func (b *builder) tcpPair(at loopback) {
 	b.tcpConnection(at, 1)
+	b.acceptOne()
+}
+
+// acceptOne takes a connection from the listener in regFD, which goes, to regOut.
+func (b *builder) acceptOne() {
 	b.must(regOut, unix.SYS_ACCEPT4, reg(regFD), imm(0), imm(0), imm(unix.SOCK_CLOEXEC))
 	b.closeFD(regFD)
 }
 
+// tcpUnread makes a connection with data that the end in regOut has not read.
+func (b *builder) tcpUnread(at loopback) {
+	b.tcpPair(at)
+	b.must(regTemp, unix.SYS_SENDTO, reg(regIn), imm(b.base()), imm(1), imm(0), imm(0), imm(0))
+}
+
 func (b *builder) tcpPairs(at loopback) []*node {
 	pair := func() { b.tcpPair(at) }
-	unread := func() {
-		pair()
-		b.must(regTemp, unix.SYS_SENDTO, reg(regIn), imm(b.base()), imm(1), imm(0), imm(0), imm(0))
-	}
+	unread := func() { b.tcpUnread(at) }
 	// Who polls for room could find some yet, when a late ACK comes.
 	ways := append(b.receiving(regIn), way{"sender", func() { b.send(regIn) }})
 	kinds := b.pairs(pair, dies("server"), ways...)
 	return append(kinds, b.pairs(unread, dies("server"), way{"reader of an unread one", ways[0].wait})...)
+}
+
+func (b *builder) mptcpSocket(fd int) {
+	b.must(fd, unix.SYS_SOCKET, imm(unix.AF_INET), imm(unix.SOCK_STREAM|unix.SOCK_CLOEXEC), imm(unix.IPPROTO_MPTCP))
+}
+
+// mptcpPair makes a connection by MPTCP, whose ends are in regIn and regOut.
+func (b *builder) mptcpPair() {
+	b.mptcpSocket(regFD)
+	b.listen(regFD, loopback4, 1)
+	b.mptcpSocket(regIn)
+	b.connect(regIn)
+	b.acceptOne()
 }
 
 func (b *builder) tcpQueued(at loopback) []*node {

@@ -31,6 +31,8 @@ type node struct {
 	vfork bool
 	// shares has it share its parent's memory.
 	shares bool
+	// autokill has it die with the pidfd that its parent, and nobody else, has of it.
+	autokill bool
 	// thread has it forked by a second thread of its parent, which then sleeps;
 	// the thread's id is in regPID.
 	thread bool
@@ -139,6 +141,9 @@ func (b *builder) life(nd *node, t *treeScript) {
 				b.bearChild(c, t)
 				b.forever()
 			})
+		case c.autokill:
+			b.add(regNext, reg(regHome), imm(t.first[c]*slotSize))
+			b.forkAutokilled(t.start[c], regNext)
 		case c.shares:
 			b.add(regNext, reg(regHome), imm(t.first[c]*slotSize))
 			b.forkSharing(t.start[c], regNext)
