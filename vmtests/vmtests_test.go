@@ -69,16 +69,17 @@ func TestKernels(t *testing.T) {
 	// The last lines are what somebody sees who sees only the end of the output.
 	var table results
 	t.Cleanup(func() { t.Log(table.String()) })
-	places := make(chan struct{}, set.jobs)
+	places := newPlaces(set.jobs)
 	// The newest takes the longest, and begins. Which of parallel tests goes on first is
-	// the testing package's affair, so each waits a little more for its place.
+	// the testing package's affair, so each waits until all that go on are there.
 	slices.Reverse(set.kernels)
 	for i, k := range set.kernels {
 		t.Run(k.String(), func(t *testing.T) {
 			t.Parallel()
-			time.Sleep(time.Duration(i) * 200 * time.Millisecond)
-			places <- struct{}{}
-			defer func() { <-places }()
+			places.enlist(i)
+			time.Sleep(time.Second)
+			places.take(i)
+			defer places.leave()
 			defer func() { table.add(k.String(), t.Failed()) }()
 			testKernel(t, set, arch, k, base, p.manifest, &table)
 		})

@@ -381,7 +381,7 @@ func TestGuardian(t *testing.T) {
 		t.Run(engine.String(), func(t *testing.T) {
 			first, stride := 0, 1
 			if nstest.InVM() { // an emulated machine takes seconds for each
-				first, stride = 2*i, 4
+				first, stride = 2*i, 6
 			}
 			for step := first; ; step += stride {
 				killer := startDyingKiller(t, engine, step)
