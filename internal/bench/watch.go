@@ -17,7 +17,7 @@ import (
 
 const (
 	watchedProcesses = 1000
-	turns            = 200_000 // a second, about
+	turns            = 200_000 // some seconds
 )
 
 // The rows.

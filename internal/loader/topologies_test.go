@@ -97,7 +97,7 @@ func (m measured) check(s *storm.Storm, want storm.Outcome, channel string) {
 	for _, p := range slices.Concat(want.Woken, want.Stirred, want.Killed) {
 		expected[p.PID] = true
 	}
-	named := len(want.Woken) == 0
+	named := len(expected) == 0
 	got := m.channels()
 	for _, p := range s.Processes() {
 		for _, c := range got[p.PID] {

@@ -25,7 +25,7 @@ var eventTopologies = []Topology{
 		},
 	}, {
 		Name: "inotify", Unit: "servers", Channel: "other",
-		Summary: "routers that watch for a file being closed, in read, ppoll or epoll_pwait, each with four or more smtpserver children that have it open",
+		Summary: "routers that watch for a file being closed, in read, ppoll or epoll_pwait, each with smtpserver children (four, or a few more) that have it open",
 		Outcome: "every router wakes: dying closes files",
 		build: func(b *builder, n int) {
 			b.watchers(n, b.reopenLockFile, anyDies, b.makeLockFile, func() { b.inotifyOn(lockPath, unix.IN_CLOSE) })
@@ -48,7 +48,7 @@ var eventTopologies = []Topology{
 		},
 	}, {
 		Name: "inotify-unlinked", Unit: "servers", Channel: "other",
-		Summary:       "routers that watch a file without a name, in read, ppoll or epoll_pwait, each with four or more smtpserver children that alone have it open",
+		Summary:       "routers that watch a file without a name, in read, ppoll or epoll_pwait, each with smtpserver children (four, or a few more) that alone have it open",
 		Outcome:       "every router wakes: with its last holder the file goes, and the watch",
 		Unpredictable: "who holds a file that has no name any more is not counted",
 		build: func(b *builder, n int) {

@@ -2,6 +2,7 @@ package storm
 
 import (
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"testing"
@@ -39,6 +40,8 @@ func TestProcessesShedTheirParentsMemory(t *testing.T) {
 
 func TestKeepOnly(t *testing.T) {
 	var b birth
+	onHeap := new([1 << 20]byte)
+	defer runtime.KeepAlive(onHeap)
 	unwanted, err := b.keepOnly(addressRange{0x2000, 0x2001}, addressRange{0x3000, 0x4000})
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +57,6 @@ func TestKeepOnly(t *testing.T) {
 			t.Errorf("ranges are not in order, or overlap: %#x", b.memory)
 		}
 	}
-	onHeap := new([1 << 20]byte)
 	if heap := rangeOf(onHeap[:]); !slices.ContainsFunc(unwanted, func(r addressRange) bool {
 		return r.start <= heap.start && heap.end <= r.end
 	}) {

@@ -158,6 +158,8 @@ func (s *Storm) stage(ctx context.Context) error {
 	}
 	defer unix.Close(null)
 	common.null = uintptr(null)
+	forking.Lock()
+	defer forking.Unlock()
 	unwanted, err := common.keepOnly(rangeOf(s.arenas.scripts), rangeOf(s.arenas.scratch), rangeOf(s.marks.mem))
 	if err != nil {
 		return err
@@ -168,6 +170,10 @@ func (s *Storm) stage(ctx context.Context) error {
 	}
 	return errors.Join(err, advise(unwanted, unix.MADV_DOFORK))
 }
+
+// forking is held by who has memory of this process left out of its children: another
+// storm's would have to do without their stacks.
+var forking sync.Mutex
 
 // forkAll forks the direct children. Of the pipes that they inherit, each end
 // is open here only from its first user to its last. common is what all are born with.
