@@ -93,9 +93,34 @@ func (b *snapshotBuilder) build(sleepers []snapshotSleeperRecord, links []snapsh
 	b.finishKin()
 	b.watch.addPolls(b, sleepers)
 	b.addSleepers(sleepers)
+	b.noteCalls()
 	b.finishLocks()
 	b.sem.addObjects(b, sleepers)
 	return b.snap
+}
+
+// noteCalls finds who is blocked in a read or write of a pipe that it has no descriptor
+// of: another of its threads has closed it meanwhile, and the call alone holds the file.
+func (b *snapshotBuilder) noteCalls() {
+	type call struct{ process, object int32 }
+	calls := make(map[call]bool)
+	for i := range b.snap.Sleepers {
+		s := &b.snap.Sleepers[i]
+		ch := b.snap.Objects[s.Object].Channel
+		if s.Via == waitgraph.ViaPlain && b.snap.Processes[s.Process].Threads > 1 && (ch == waitgraph.ChannelPipe || ch == waitgraph.ChannelFIFO) {
+			calls[call{s.Process, s.Object}] = true
+		}
+	}
+	if len(calls) == 0 {
+		return
+	}
+	for i := range b.snap.Descriptors {
+		d := &b.snap.Descriptors[i]
+		delete(calls, call{d.Process, b.snap.Files[d.File].Object})
+	}
+	for c := range calls {
+		b.snap.Processes[c.process].HoldsUnseen = true
+	}
 }
 
 // intern returns the index of id, and whether it is new.

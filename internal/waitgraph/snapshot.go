@@ -104,7 +104,8 @@ type Process struct {
 	AnyThread Signals
 
 	// HoldsUnseen is set where the process may hold open files that are in no
-	// descriptor table: it has an io_uring, or a socket with unread messages.
+	// descriptor table: it has an io_uring, a socket with unread messages, or a thread
+	// in a call on a pipe that it has no descriptor of.
 	HoldsUnseen bool
 
 	KernelThread bool
