@@ -197,14 +197,15 @@ func TestFIFOOpen(t *testing.T) {
 	name, err := unix.BytePtrFromString(path)
 	must(t, err)
 	dirfd := unix.AT_FDCWD
+	// Both ends at once let it go, and stay until it has: after a signal it looks again.
+	both := -1
+	t.Cleanup(func() { unix.Close(both) })
 	sleepIn(t, unix.SYS_OPENAT, uintptr(dirfd), pointer(name), unix.O_RDONLY|unix.O_CLOEXEC)
-	t.Cleanup(func() { // let it go: both ends at once
-		fd, err := unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0)
-		if err != nil {
+	t.Cleanup(func() {
+		var err error
+		if both, err = unix.Open(path, unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
 			t.Error(err)
-			return
 		}
-		unix.Close(fd)
 	})
 	v := take(t)
 	if got := v.asleepOn(fifo); len(got[os.Getpid()]) != 1 || len(got) != 1 {
