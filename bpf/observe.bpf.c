@@ -214,12 +214,19 @@ static __always_inline bool find_cause(void *ctx, struct task_struct *waker, str
 /* What a signal does to its receiver shows later. */
 static __always_inline void track_signal(void *ctx, int sig, struct task_struct *task, int result)
 {
+	struct task_struct *waker = (void *)bpf_get_current_task();
 	struct wake_key key = {.wakee = task->tgid};
+	struct followed *f;
 
-	if (!signal_drags(task, sig, result) ||
-	    !find_cause(ctx, (void *)bpf_get_current_task(), &key) || key.cause == key.wakee)
+	if (!signal_drags(task, sig, result) || !find_cause(ctx, waker, &key) ||
+	    key.cause == key.wakee)
 		return;
 	key.wakee_start_ns = group_start_ns(task);
+	/* What it sends itself, as who writes to a pipe that nobody reads any more does,
+	 * comes of the wake that is counted already. */
+	f = BPF_CORE_READ(waker, tgid) == key.wakee ? find_unwinding() : 0;
+	if (f)
+		key.trail = f->key.trail;
 	if (!record_dragged(sig, &key))
 		__sync_fetch_and_add(&lost_events, 1);
 }

@@ -41,7 +41,8 @@ struct process_record {
 	__u16 flags; /* PROCESS_* */
 	__u8 sighup, sigchld, sigcont, sigpdeath; /* SIGNAL_* */
 	__u8 sigexit; /* what the parent does with exit_signal */
-	__u8 pad[5];
+	__u8 sigpipe;
+	__u8 pad[4];
 	char comm[COMM_LEN];
 };
 

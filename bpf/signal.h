@@ -4,6 +4,7 @@
 #define BPFKILL_SIGNAL_H
 
 #define SIGHUP 1
+#define SIGPIPE 13
 #define SIGCHLD 17
 #define SIGCONT 18
 #define SIGURG 23

@@ -182,6 +182,7 @@ static __always_inline void fill_signals(struct process_record *r, struct task_s
 	if (task->flags & PF_EXITING)
 		r->flags |= PROCESS_EXITING;
 	r->sighup = signal_action(sighand, SIGHUP);
+	r->sigpipe = signal_action(sighand, SIGPIPE);
 	r->sigchld = signal_action(sighand, SIGCHLD);
 	r->sigcont = signal_action(sighand, SIGCONT);
 	if (flags & SA_NOCLDWAIT)

@@ -103,7 +103,8 @@ int BPF_PROG(watch_waking, struct task_struct *wakee)
 	key.wakee = wakee->tgid;
 	if (!w->selected && !find_watched(key.wakee, wakee))
 		return 0;
-	if (!read_trail(ctx, MARK_EXIT | MARK_INTERRUPT, &key.trail)) {
+	/* Who stops or goes on where an interrupt brought it tells its parent itself. */
+	if (!read_trail(ctx, MARK_EXIT | MARK_INTERRUPT | MARK_NOTIFY_PARENT, &key.trail)) {
 		__sync_fetch_and_add(&lost_events, 1);
 		return 0;
 	}

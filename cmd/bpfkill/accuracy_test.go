@@ -21,7 +21,8 @@ type accuracy struct {
 	rows       map[string]*accuracyRow
 	topologies map[string]*accuracyRow // what was predicted, and spurious
 	details    []string
-	repeated   int // kills that lost events, and are not in the rows: they were made again
+	wrong      []string // wakes of which the report says what cannot be
+	repeated   int      // kills that lost events, and are not in the rows: they were made again
 }
 
 type accuracyRow struct {
@@ -49,6 +50,9 @@ func rowOf(rows *map[string]*accuracyRow, name string) *accuracyRow {
 	}
 	return (*rows)[name]
 }
+
+// once are topologies each of whose members wakes once.
+var once = map[string]bool{"smtp": true, "herd": true, "fanin": true, "pipe-writer": true, "pipe-broken": true, "unix-stream": true}
 
 // unpredictableRuns is how often a topology is killed at most, of which nothing but
 // the reason why it cannot be predicted and that it wakes is to be shown.
@@ -93,9 +97,24 @@ func (a *accuracy) add(topology *storm.Topology, what string, r *report.Report, 
 		again[key] += w.Again
 		count[key] += w.Count
 	}
+	mayDie := map[int32]bool{} // whose deaths this kill may be about
+	for _, p := range r.Plan.Processes {
+		mayDie[p.PID] = true
+	}
+	for _, b := range r.Plan.Bystanders {
+		mayDie[b.PID] = true
+	}
 	for _, w := range r.Result.Wakes {
 		key := wokenThrough{w.PID, w.Channel}
-		if w.PID == self || w.Killed || measured[key] || !belongs(w.PID) || ownAccount(topology, w.PID) {
+		if w.PID == self || w.Killed || !belongs(w.PID) || ownAccount(topology, w.PID) {
+			continue
+		}
+		// What the report says of each wake itself.
+		if w.Predicted != predicted[key] || w.Count == 0 || once[topology.Name] && w.PID != 1 && w.Count != 1 ||
+			topology.Unpredictable == "" && !mayDie[w.Cause] {
+			a.wrong = append(a.wrong, fmt.Sprintf("%s: predicted %v: %+v", what, predicted[key], w))
+		}
+		if measured[key] {
 			continue
 		}
 		measured[key] = true
@@ -188,6 +207,9 @@ func (a *accuracy) check(t *testing.T) {
 	}
 	for _, d := range a.details {
 		t.Log(d)
+	}
+	if n := len(a.wrong); n > 0 {
+		t.Errorf("%d wakes in reports are wrong: %s", n, strings.Join(a.wrong[:min(n, 10)], "\n"))
 	}
 }
 

@@ -21,6 +21,7 @@ type snapshotBuilder struct {
 	process map[taskKey]int32
 	object  map[uint64]int32
 	queue   map[uint64]int32 // wait queue -> the object whose sleepers are on it
+	writers map[uint64]bool  // wait queues of those who write to a pipe
 	file    map[uint64]int32
 	table   map[uint64]int32
 	master  map[int32]bool // objects that are masters of terminals
@@ -70,6 +71,7 @@ func newSnapshotBuilder() *snapshotBuilder {
 		process: make(map[taskKey]int32),
 		object:  make(map[uint64]int32),
 		queue:   make(map[uint64]int32),
+		writers: make(map[uint64]bool),
 		file:    make(map[uint64]int32),
 		table:   make(map[uint64]int32),
 		master:  make(map[int32]bool),
@@ -184,6 +186,9 @@ func (b *snapshotBuilder) addDescriptor(r *snapshotDescriptorRecord) {
 		if q != 0 {
 			b.queue[q] = obj
 		}
+	}
+	if r.Kind == objectPipe || r.Kind == objectFIFO {
+		b.writers[r.Own[1]] = true
 	}
 	file, ok := b.file[r.FileId]
 	if !ok || b.snap.Files[file].Object != obj { // another, which got the address since

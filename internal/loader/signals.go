@@ -14,6 +14,7 @@ const (
 	sigHUP  = 1
 	sigKILL = 9
 	sigCHLD = 17
+	sigPIPE = 13
 	sigCONT = 18
 )
 
@@ -141,6 +142,7 @@ func (p *receiver) reactions(s *waitgraph.Signals, r *snapshotProcessRecord, fir
 	p.react(s, sigHUP, r.Sighup, first)
 	p.react(s, sigCHLD, r.Sigchld, first)
 	p.react(s, sigCONT, r.Sigcont, first)
+	p.react(s, sigPIPE, r.Sigpipe, first)
 	if r.PdeathSignal > 0 {
 		p.react(s, r.PdeathSignal, r.Sigpdeath, first)
 	}

@@ -109,7 +109,9 @@ func (b *snapshotBuilder) addQueue(q *queues, obj int32, id uint64, through wait
 			b.addQueue(q, obj, r.LinkId, through)
 		case r.Via >= viaChild:
 		case through == waitgraph.ViaPlain:
-			b.addSleeper(obj, r, waitgraph.Via(r.Via))
+			if s := b.addSleeper(obj, r, waitgraph.Via(r.Via)); s != nil {
+				s.Writes = s.Via == waitgraph.ViaPlain && b.writers[r.QueueId]
+			}
 		default:
 			line := q.only
 			if line == 0 {

@@ -87,7 +87,8 @@ type snapshotProcessRecord struct {
 	Sigcont       uint8
 	Sigpdeath     uint8
 	Sigexit       uint8
-	Pad           [5]uint8
+	Sigpipe       uint8
+	Pad           [4]uint8
 	Comm          [16]int8
 }
 

@@ -203,6 +203,25 @@ func TestWatcherNamesExits(t *testing.T) {
 	}
 }
 
+// TestWatcherSeesStops: who stops tells its parent, also where an interrupt brought it
+// into the kernel, as it does who runs on and on.
+func TestWatcherSeesStops(t *testing.T) {
+	w := newWatcher(t, WatcherOptions{})
+	cmd := exec.Command("/bin/sh", "-c", "while :; do :; done") // one thread
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	pid := cmd.Process.Pid
+	sleepIn(t, unix.SYS_WAITID, unix.P_PID, uintptr(pid), 0, unix.WSTOPPED|unix.WNOWAIT, 0)
+	v := take(t)
+	from, to := v.process(t, pid), v.process(t, selfPID)
+	must(t, w.Watch([]waitgraph.KernelIdentity{from.KernelIdentity()}))
+	must(t, unix.Kill(pid, unix.SIGSTOP))
+	eventually(t, "the stop wakes who waits for it", func() bool { return contacts(t, w, from, to)[waitgraph.ChannelChild] > 0 })
+}
+
 func TestWatcherSeesSignals(t *testing.T) {
 	w := newWatcher(t, WatcherOptions{})
 	p, sleeper := start(t, "obey", nil), start(t, "sleep", nil)

@@ -13,6 +13,11 @@ var endTopologies = []Topology{
 		Outcome: "every router wakes: nobody reads any more",
 		build:   func(b *builder, n int) { b.trees(n, b.writers(0)...) },
 	}, {
+		Name: "pipe-broken", Unit: "servers", Channel: "pipe",
+		Summary: "servers that read from a router child, which reads from one of its own, both blocked in a write with SIGPIPE at its default",
+		Outcome: "every router dies: nobody reads any more",
+		build:   func(b *builder, n int) { b.trees(n, b.brokenPipes()) },
+	}, {
 		Name: "packet-pipe", Unit: "servers", Channel: "pipe",
 		Summary: "servers, each with a router child at the other end of a pipe that keeps packets apart (O_DIRECT), reading or writing",
 		Outcome: "every router wakes",
@@ -122,14 +127,40 @@ func (b *builder) writers(flags int) []*node {
 
 // writing are the ways of one who waits for room in a pipe.
 func (b *builder) writing(fd int) []way {
-	// The smallest pipe has one page.
+	fill := func() { b.ignore(unix.SIGPIPE); b.fillPipe(fd) }
+	return b.sending(fd, fill, func() { b.write(fd, unix.Getpagesize()) })
+}
+
+// fillPipe makes a pipe as small as it can be, one page, and full.
+func (b *builder) fillPipe(fd int) {
 	page := unix.Getpagesize()
-	fill := func() {
-		b.ignore(unix.SIGPIPE)
-		b.must(regTemp, unix.SYS_FCNTL, reg(fd), imm(unix.F_SETPIPE_SZ), imm(page))
-		b.must(regTemp, unix.SYS_WRITE, reg(fd), imm(b.base()), imm(page))
+	b.must(regTemp, unix.SYS_FCNTL, reg(fd), imm(unix.F_SETPIPE_SZ), imm(page))
+	b.must(regTemp, unix.SYS_WRITE, reg(fd), imm(b.base()), imm(page))
+}
+
+// brokenPipes is a server that reads from a writer, which reads from another: neither
+// has anything against SIGPIPE.
+func (b *builder) brokenPipes() *node {
+	writing := func(fd int) func() {
+		return func() { b.fillPipe(fd); b.write(fd, unix.Getpagesize()) }
 	}
-	return b.sending(fd, fill, func() { b.write(fd, page) })
+	dying := func(of string) []when { return []when{{deaths: []string{of}, effect: Dies}} }
+	return &node{
+		comm: Target, role: "server",
+		open: func() { b.pipe(regIn, regOut) },
+		shut: func() { b.closeFD(regOut) },
+		children: []*node{{
+			role: "writer", wakes: dying("server"),
+			open: func() { b.closeFD(regIn); b.pipe(regIn2, regOut2) },
+			shut: func() { b.closeFD(regOut2) },
+			wait: writing(regOut),
+			children: []*node{{
+				role: "writer's writer", wakes: dying("writer"),
+				open: func() { b.closeFD(regOut); b.closeFD(regIn2) },
+				wait: writing(regOut2),
+			}},
+		}},
+	}
 }
 
 func buildFIFO(b *builder, n int) {

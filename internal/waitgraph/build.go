@@ -74,6 +74,7 @@ func New(s *Snapshot) *Graph {
 type builder struct {
 	records
 	descriptors []Descriptor
+	processes   []Process
 	alive       []bool // by process: a zombie neither holds nor waits
 
 	objects []Object
@@ -98,6 +99,7 @@ type builder struct {
 func newBuilder(s *Snapshot) *builder {
 	b := &builder{
 		descriptors: s.Descriptors,
+		processes:   s.Processes,
 		objects:     s.Objects,
 		lines:       s.Lines,
 		alive:       make([]bool, len(s.Processes)),
@@ -142,7 +144,7 @@ func (b *builder) object(o int32, obj *Object) {
 			continue
 		}
 		b.side(o, obj, v, side, counted, false)
-		if b.linksToDeadly(v) {
+		if b.linksToDeadly(v) || slices.ContainsFunc(v.sleepers, func(s sleeper) bool { return b.breaks(side, s) }) {
 			b.side(o, obj, v, side, counted, true)
 		}
 	}
@@ -171,7 +173,7 @@ func (b *builder) eachFile(o int32, obj *Object, v view, side side, counted int6
 // on one side. The kernel counts so many.
 func (b *builder) side(o int32, obj *Object, v view, side side, counted int64, deadly bool) {
 	holders := b.appendHolders(side.end, v)
-	sleepers := b.woken(obj, v, deadly)
+	sleepers := b.woken(obj, v, side, deadly)
 	waiters := b.appendWaiters(holders, sleepers)
 	if len(waiters) == 0 {
 		return
@@ -197,13 +199,26 @@ func (b *builder) linksToDeadly(v view) bool {
 	return slices.ContainsFunc(v.links, func(to int32) bool { return b.objects[to].Deadly })
 }
 
-// woken collects the sleepers whom the end of obj wakes: those who only wake, or
-// those who die of it.
-func (b *builder) woken(obj *Object, v view, deadly bool) []sleeper {
-	if wakesItself(obj.Channel) {
-		return v.sleepers
-	}
+// breaks reports whether who sleeps on a pipe dies when a side of it goes: by SIGPIPE.
+func (b *builder) breaks(side side, s sleeper) bool {
+	return s.writes && side.end == EndRead && b.processes[s.process].AnyThread.Deadly.Has(sigPIPE)
+}
+
+// woken collects the sleepers whom the end of a side of obj wakes: those who only wake,
+// or those who die of it.
+func (b *builder) woken(obj *Object, v view, side side, deadly bool) []sleeper {
 	b.gathered = b.gathered[:0]
+	if wakesItself(obj.Channel) {
+		if !slices.ContainsFunc(v.sleepers, func(s sleeper) bool { return b.breaks(side, s) != deadly }) {
+			return v.sleepers
+		}
+		for _, s := range v.sleepers {
+			if b.breaks(side, s) == deadly {
+				b.gathered = append(b.gathered, s)
+			}
+		}
+		return b.gathered
+	}
 	links := v.links
 	if len(links) > 1 { // the two queues of a terminal are one object's
 		links = sortDistinct(slices.Clone(links))

@@ -29,6 +29,8 @@ func shared(p, file, table, fd int32) Descriptor {
 
 func asleep(p int32, via Via) Sleeper { return Sleeper{Process: p, Via: via, File: -1} }
 
+func writes(p int32) Sleeper { return Sleeper{Process: p, Via: ViaPlain, File: -1, Writes: true} }
+
 func polls(p, file int32) Sleeper { return Sleeper{Process: p, Via: ViaPoll, File: file} }
 
 func zombie(s *Snapshot, p int) { s.Processes[p].State, s.Processes[p].Threads = 'Z', 1 }
@@ -62,6 +64,20 @@ func TestSources(t *testing.T) {
 			files:       []File{{End: EndWrite, Refs: 1}, {End: EndRead, Refs: 1}},
 			descriptors: []Descriptor{open(0, 0, 1), open(1, 1, 0)}, sleepers: []Sleeper{asleep(0, ViaPlain)},
 			want: []Source{accounted(r, []int32{1}, []int32{0})}},
+		{name: "one of two writers dies of SIGPIPE", object: Object{Readers: 1, Writers: 2},
+			files:       []File{{End: EndWrite, Refs: 2}, {End: EndRead, Refs: 1}},
+			descriptors: []Descriptor{open(0, 0, 1), open(1, 1, 0), open(2, 0, 1)},
+			sleepers:    []Sleeper{writes(0), writes(2)},
+			change:      func(s *Snapshot) { s.Processes[2].AnyThread.Deadly = SignalSet(0).With(sigPIPE) },
+			want: []Source{
+				accounted(r, []int32{1}, []int32{0}),
+				{Channel: ChannelPipe, Name: r, Holders: []int32{1}, Waiters: []int32{2}, Deadly: true},
+			}},
+		{name: "who waits to read does not die of it", object: Object{Readers: 1, Writers: 1},
+			files:       []File{{End: EndWrite, Refs: 1}, {End: EndRead, Refs: 1}},
+			descriptors: []Descriptor{open(0, 0, 1), open(1, 1, 0)}, sleepers: []Sleeper{asleep(1, ViaPlain)},
+			change: func(s *Snapshot) { s.Processes[1].AnyThread.Deadly = SignalSet(0).With(sigPIPE) },
+			want:   []Source{accounted(w, []int32{0}, []int32{1})}},
 		{name: "a FIFO works like a pipe", object: Object{Channel: ChannelFIFO, Readers: 1, Writers: 1},
 			files:       []File{{End: EndWrite, Refs: 1}, {End: EndRead, Refs: 1}},
 			descriptors: []Descriptor{open(0, 0, 1), open(1, 1, 0)}, sleepers: []Sleeper{asleep(1, ViaPlain)},

@@ -9,6 +9,7 @@ import (
 const (
 	sigHUP  = 1
 	sigKILL = 9
+	sigPIPE = 13
 	sigCHLD = 17
 	sigCONT = 18
 )

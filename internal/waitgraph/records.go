@@ -24,7 +24,7 @@ type records struct {
 type sleeper struct {
 	process, file, line int32
 	via                 Via
-	passedOn            bool
+	passedOn, writes    bool
 }
 
 // entry is a Descriptor of the file at hand. The rest of it is seldom needed.
@@ -129,7 +129,7 @@ func (r *records) sortSleepers(s *Snapshot, number []int32) {
 	for i := range s.Sleepers {
 		from := &s.Sleepers[i]
 		at := &start[from.Object+1]
-		to := sleeper{from.Process, -1, from.Line, from.Via, from.PassedOn}
+		to := sleeper{from.Process, -1, from.Line, from.Via, from.PassedOn, from.Writes}
 		// Another object's is a stranger that got the file's address since.
 		if from.File >= 0 && s.Files[from.File].Object == from.Object {
 			to.file = number[from.File]

@@ -45,7 +45,7 @@ func (s SignalSet) With(sig int32) SignalSet { return s | 1<<uint(sig-1) }
 func (s SignalSet) Has(sig int32) bool { return sig > 0 && s>>uint(sig-1)&1 != 0 }
 
 // Signals is what a process does with those signals that a death can send: SIGHUP,
-// SIGCHLD, SIGCONT, a parent-death signal, and what its children send at their
+// SIGCHLD, SIGCONT, SIGPIPE, a parent-death signal, and what its children send at their
 // exits. It depends on the thread that the kernel sends a signal to: that one
 // gets it, unless it blocks it or takes none; then some other thread does
 // (complete_signal).
@@ -245,6 +245,10 @@ type Sleeper struct {
 	// them, once it runs, wakes the next: the event is one that stays.
 	Line     int32
 	PassedOn bool
+
+	// Writes is set for who is blocked in a write to a pipe: once nobody can read
+	// any more it fails, and sends the thread SIGPIPE (anon_pipe_write).
+	Writes bool
 }
 
 // Kin says how one process is tied to others by its exit and theirs. Indexes
