@@ -191,8 +191,8 @@ func (m *Machine) bars() string {
 	quick := ours.count(func(r *Result) bool { return r.HeartbeatGapMS < gapBar })
 	storms := theirs.count(func(r *Result) bool { return r.SwapInPages >= r.RouterPages() })
 	gap := func(r *Result) float64 { return r.HeartbeatGapMS }
-	return fmt.Sprintf("\nAsked, and reached: with `%s` no page swapped in (%s) and a heartbeat gap below %d ms (%s); "+
-		"with `%s` at least the routers' memory swapped in (%s) and a gap ten times as long (%.1f times, of medians).\n",
+	return fmt.Sprintf("\nAsked for, and in how many runs it was so: with `%s` no page swapped in (%s) and a heartbeat gap below %d ms (%s); "+
+		"with `%s` at least the routers' memory swapped in (%s). A gap ten times as long is asked for there: it is %.1f times as long, of medians.\n",
 		ours.Strategy.Title, still, gapBar, quick, theirs.Strategy.Title, storms, theirs.median(gap)/ours.median(gap))
 }
 
