@@ -57,8 +57,10 @@ func TestWatch(t *testing.T) {
 		}
 		watches = append(watches, w)
 	}
-	if len(watches) != 3 {
-		t.Fatalf("%d objects in 3 seconds: %s", len(watches), out)
+	// An interval that is over late swallows the next: that can be seen in a machine that
+	// is emulated beside others.
+	if n := len(watches); n > 3 || n < 3 && (n == 0 || !emulated) {
+		t.Fatalf("%d objects in 3 seconds: %s", n, out)
 	}
 	self := int32(os.Getpid())
 	for i, w := range watches {
