@@ -68,7 +68,7 @@ func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result 
 	if strategy.Routers {
 		victims = w.both()
 	}
-	faults := countFaults(t, w.both())
+	faults, reads := countFaults(t, w.both()), countReads(t, append(w.both(), heart.pid, w.parent))
 	r := w.describe(t)
 	r.Strategy = strategy.Name
 	quiet := now()
@@ -102,6 +102,15 @@ func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result 
 			r.FaultsWoken += n
 		}
 	}
+	for pid, n := range reads.read(t) {
+		switch {
+		case woken[pid]:
+			r.PagesWoken += n
+		case pid == heart.pid || pid == w.parent:
+			r.PagesOthers += n
+		}
+	}
+	r.PagesDying = r.SwapInPages - min(r.SwapInPages, r.PagesWoken+r.PagesOthers)
 	r.FaultsKiller = rec.killed.majorFaults
 	r.FaultsParent = majorFaults(t, w.parent) - parentBefore
 	r.FaultsHeartbeat = majorFaults(t, heart.pid) - heartBefore

@@ -48,37 +48,63 @@ func number(text []byte, word string) uint64 {
 	return n
 }
 
-// faultCounters count the major faults of processes, each with a counter of its
-// own that outlives the process.
-type faultCounters map[int]int // pid -> descriptor
+// taskCounters count something about processes, each with a counter of its own that
+// outlives the process.
+type taskCounters map[int]int // pid -> descriptor
 
-func countFaults(t *testing.T, pids []int) faultCounters {
+// countFaults counts major faults.
+func countFaults(t *testing.T, pids []int) taskCounters {
+	t.Helper()
+	return countEach(t, pids, unix.PerfEventAttr{
+		Type: unix.PERF_TYPE_SOFTWARE, Config: unix.PERF_COUNT_SW_PAGE_FAULTS_MAJ,
+	}, "")
+}
+
+// countReads counts the pages that a process has read from the disk: from swap space,
+// which is all that is there, and a request (a bio) for each page, read ahead or not.
+func countReads(t *testing.T, pids []int) taskCounters {
+	t.Helper()
+	const tracing = "/sys/kernel/tracing"
+	if err := unix.Mount("tracefs", tracing, "tracefs", 0, ""); err != nil && err != unix.EBUSY {
+		t.Fatalf("mount %s: %v", tracing, err)
+	}
+	id, err := os.ReadFile(tracing + "/events/block/block_bio_queue/id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return countEach(t, pids, unix.PerfEventAttr{Type: unix.PERF_TYPE_TRACEPOINT, Config: number(id, "")}, `rwbs ~ "R*"`)
+}
+
+func countEach(t *testing.T, pids []int, attr unix.PerfEventAttr, filter string) taskCounters {
 	t.Helper()
 	limit := unix.Rlimit{Cur: 1 << 16, Max: 1 << 16}
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
-	fds := faultCounters{}
+	attr.Size = uint32(unsafe.Sizeof(attr))
+	fds := taskCounters{}
 	for _, pid := range pids {
-		fd, err := unix.PerfEventOpen(&unix.PerfEventAttr{
-			Type: unix.PERF_TYPE_SOFTWARE, Config: unix.PERF_COUNT_SW_PAGE_FAULTS_MAJ,
-			Size: uint32(unsafe.Sizeof(unix.PerfEventAttr{})),
-		}, pid, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
+		fd, err := unix.PerfEventOpen(&attr, pid, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
 		if err != nil {
-			t.Fatalf("count the faults of %d: %v", pid, err)
+			t.Fatalf("count what %d does: %v", pid, err)
+		}
+		if filter != "" {
+			if err := unix.IoctlSetString(fd, unix.PERF_EVENT_IOC_SET_FILTER, filter); err != nil {
+				t.Fatalf("count what %d does, with %s: %v", pid, filter, err)
+			}
 		}
 		fds[pid] = fd
 	}
 	return fds
 }
 
-func (f faultCounters) read(t *testing.T) map[int]uint64 {
+func (c taskCounters) read(t *testing.T) map[int]uint64 {
 	t.Helper()
 	counts := map[int]uint64{}
-	for pid, fd := range f {
+	for pid, fd := range c {
 		var b [8]byte
 		if _, err := unix.Read(fd, b[:]); err != nil {
-			t.Fatalf("read the faults of %d: %v", pid, err)
+			t.Fatalf("read what %d did: %v", pid, err)
 		}
 		counts[pid] = binary.NativeEndian.Uint64(b[:])
 		unix.Close(fd)

@@ -49,6 +49,13 @@ type Result struct {
 	FaultsParent    uint64 `json:"faults_parent,omitempty"`
 	FaultsHeartbeat uint64 `json:"faults_heartbeat,omitempty"`
 	FaultsDying     uint64 `json:"faults_dying"`
+	// The parts of SwapInPages that were read by servers and routers that ran user code
+	// after their wake; by the heartbeat and the parent of the servers; and the rest, which
+	// the dying read, and bpfkill where it has faults: what a task reads while it dies the
+	// kernel counts for none.
+	PagesWoken  uint64 `json:"pages_woken"`
+	PagesOthers uint64 `json:"pages_others"`
+	PagesDying  uint64 `json:"pages_dying"`
 	// PSIFullUS is how long every task that could have run waited for memory,
 	// in microseconds.
 	PSIFullUS uint64 `json:"psi_full_us"`
