@@ -282,8 +282,9 @@ func TestAccuracy(t *testing.T) {
 		})
 	}
 	for i := range storm.Topologies {
-		if s := &storm.Topologies[i]; s.Supported() != nil && (only == "" || only == s.Name) {
-			t.Logf("%s: not staged here: %v", s.Name, s.Supported())
+		s := &storm.Topologies[i]
+		if err := s.Supported(); err != nil && (only == "" || only == s.Name) {
+			t.Logf("%s: not staged here: %v", s.Name, err)
 		}
 	}
 	t.Logf("\n%s", &a)

@@ -32,6 +32,14 @@ func Helper() func(argv []string) error {
 	return map[string]func([]string) error{roleTimer: timer, rolePing: ping, rolePong: pong}[os.Getenv(roleVariable)]
 }
 
+// helping runs this program in a part, with arguments.
+func helping(role string, argv ...string) *exec.Cmd {
+	cmd := exec.Command("/proc/self/exe", append([]string{"bench"}, argv...)...)
+	cmd.Env = append(os.Environ(), roleVariable+"="+role)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
 // Outside runs this program again with the same arguments as pid 1 of a pid and
 // mount namespace of its own, with an empty cgroup for the processes to be
 // killed. ran is false where this is that program already, or one that it started:

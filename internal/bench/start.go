@@ -47,10 +47,7 @@ type taken struct {
 // timed runs a program below a small one: the kernel counts what the parent had
 // as the child's.
 func timed(argv ...string) (t taken, err error) {
-	cmd := exec.Command("/proc/self/exe", append([]string{"bench"}, argv...)...)
-	cmd.Env = append(os.Environ(), roleVariable+"="+roleTimer)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
+	out, err := helping(roleTimer, argv...).Output()
 	if err != nil {
 		return t, fmt.Errorf("run %v: %w", argv, err)
 	}

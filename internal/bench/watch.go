@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/bpfkill/bpfkill/internal/affinity"
 	"github.com/bpfkill/bpfkill/internal/storm"
 )
 
@@ -73,10 +74,7 @@ func (l *lab) passBytesWatched() (ns uint64, err error) {
 
 // passBytes has two processes pass a byte back and forth, and returns how long that took.
 func passBytes() (uint64, error) {
-	cmd := exec.Command("/proc/self/exe", "bench")
-	cmd.Env = append(os.Environ(), roleVariable+"="+rolePing)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
+	out, err := helping(rolePing).Output()
 	if err != nil {
 		return 0, fmt.Errorf("pass bytes: %w", err)
 	}
@@ -97,9 +95,8 @@ func ping([]string) error {
 		return err
 	}
 	// It inherits the processor, too.
-	cmd := exec.Command("/proc/self/exe", "bench")
-	cmd.Env = append(os.Environ(), roleVariable+"="+rolePong)
-	cmd.Stderr, cmd.ExtraFiles = os.Stderr, []*os.File{there, back}
+	cmd := helping(rolePong)
+	cmd.ExtraFiles = []*os.File{there, back}
 	if err := cmd.Start(); err != nil {
 		return err
 	}
@@ -130,17 +127,19 @@ func pong([]string) error {
 // onFirstCPU puts the calling thread on one processor for good.
 func onFirstCPU() error {
 	runtime.LockOSThread()
-	var allowed, first unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &allowed); err != nil {
-		return fmt.Errorf("read the affinity: %w", err)
+	allowed, err := affinity.Get(0)
+	if err != nil {
+		return err
 	}
-	for cpu := 0; first.Count() == 0; cpu++ {
-		if allowed.IsSet(cpu) {
-			first.Set(cpu)
+	first := -1
+	allowed.Each(func(cpu int) {
+		if first < 0 {
+			first = cpu
 		}
-	}
-	if err := unix.SchedSetaffinity(0, &first); err != nil {
-		return fmt.Errorf("stay on one CPU: %w", err)
+	})
+	one := affinity.Only(first)
+	if errno := affinity.Apply(0, &one); errno != 0 {
+		return fmt.Errorf("stay on CPU %d: %w", first, errno)
 	}
 	return nil
 }

@@ -13,8 +13,8 @@ const (
 const (
 	sigHUP  = 1
 	sigKILL = 9
-	sigCHLD = 17
 	sigPIPE = 13
+	sigCHLD = 17
 	sigCONT = 18
 )
 

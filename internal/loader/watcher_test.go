@@ -207,13 +207,7 @@ func TestWatcherNamesExits(t *testing.T) {
 // into the kernel, as it does who runs on and on.
 func TestWatcherSeesStops(t *testing.T) {
 	w := newWatcher(t, WatcherOptions{})
-	cmd := exec.Command("/bin/sh", "-c", "while :; do :; done") // one thread
-	must(t, cmd.Start())
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	pid := cmd.Process.Pid
+	pid := spin(t)
 	sleepIn(t, unix.SYS_WAITID, unix.P_PID, uintptr(pid), 0, unix.WSTOPPED|unix.WNOWAIT, 0)
 	v := take(t)
 	from, to := v.process(t, pid), v.process(t, selfPID)
@@ -349,32 +343,39 @@ func TestWatcherCountsLosses(t *testing.T) {
 func TestTimersAreNotCharged(t *testing.T) {
 	w := newWatcher(t, WatcherOptions{})
 	stayHere(t)
-	spinner := exec.Command("/bin/sh", "-c", "echo spinning; while :; do :; done") // here, too
-	out, err := spinner.StdoutPipe()
-	must(t, err)
-	must(t, spinner.Start())
-	t.Cleanup(func() {
-		spinner.Process.Kill()
-		spinner.Wait()
-	})
-	if _, err := out.Read(make([]byte, 1)); err != nil {
-		t.Fatal(err)
-	}
+	spinner := spin(t) // here, too
 	v := take(t)
-	from, to := v.process(t, spinner.Process.Pid), v.process(t, selfPID)
+	from, to := v.process(t, spinner), v.process(t, selfPID)
 	must(t, w.Watch([]waitgraph.KernelIdentity{from.KernelIdentity(), to.KernelIdentity()}))
-	before := usedCPU(t, spinner.Process.Pid)
+	before := usedCPU(t, spinner)
 	for range 200 {
 		if err := unix.Nanosleep(&unix.Timespec{Nsec: 1e6}, nil); err != nil && err != unix.EINTR {
 			t.Fatal(err)
 		}
 	}
-	if usedCPU(t, spinner.Process.Pid) == before {
+	if usedCPU(t, spinner) == before {
 		t.Fatal("nobody ran beside the sleeper, and no interrupt hit anybody")
 	}
 	if got := contacts(t, w, from, to); len(got) != 0 {
 		t.Errorf("who only ran there is said to have woken the sleeper: %v", got)
 	}
+}
+
+// spin starts a process of one thread that never sleeps, and returns its pid once it runs.
+func spin(t *testing.T) int {
+	t.Helper()
+	cmd := exec.Command("/bin/sh", "-c", "echo spinning; while :; do :; done")
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	if _, err := out.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	return cmd.Process.Pid
 }
 
 // usedCPU is the processor time of a process in clock ticks.

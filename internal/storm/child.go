@@ -41,7 +41,7 @@ var childTopologies = []Topology{
 		needs:         needAutokill,
 		build: func(b *builder, n int) {
 			b.trees(n, &node{comm: Target, role: "server", children: []*node{{
-				role: "router", autokill: true, wakes: []when{{deaths: []string{"server"}, effect: Dies}}, wait: b.pause,
+				role: "router", autokill: true, wakes: diesOf("server"), wait: b.pause,
 			}}})
 		},
 	},

@@ -144,18 +144,17 @@ func (b *builder) brokenPipes() *node {
 	writing := func(fd int) func() {
 		return func() { b.fillPipe(fd); b.write(fd, unix.Getpagesize()) }
 	}
-	dying := func(of string) []when { return []when{{deaths: []string{of}, effect: Dies}} }
 	return &node{
 		comm: Target, role: "server",
 		open: func() { b.pipe(regIn, regOut) },
 		shut: func() { b.closeFD(regOut) },
 		children: []*node{{
-			role: "writer", wakes: dying("server"),
+			role: "writer", wakes: diesOf("server"),
 			open: func() { b.closeFD(regIn); b.pipe(regIn2, regOut2) },
 			shut: func() { b.closeFD(regOut2) },
 			wait: writing(regOut),
 			children: []*node{{
-				role: "writer's writer", wakes: dying("writer"),
+				role: "writer's writer", wakes: diesOf("writer"),
 				open: func() { b.closeFD(regOut); b.closeFD(regIn2) },
 				wait: writing(regOut2),
 			}},

@@ -28,7 +28,7 @@ var eventTopologies = []Topology{
 		Summary: "routers that watch for a file being closed, in read, ppoll or epoll_pwait, each with smtpserver children (four, or a few more) that have it open",
 		Outcome: "every router wakes: dying closes files",
 		build: func(b *builder, n int) {
-			b.watchers(n, b.reopenLockFile, anyDies, b.makeLockFile, func() { b.inotifyOn(lockPath, unix.IN_CLOSE) })
+			b.watchers(n, b.makeLockFile, func() { b.inotifyOn(lockPath, unix.IN_CLOSE) })
 		},
 	}, {
 		Name: "inotify-directory", Unit: "servers", Channel: "other",
@@ -36,7 +36,7 @@ var eventTopologies = []Topology{
 		Outcome: "every router wakes",
 		needs:   needRoot("to mount a file system"),
 		build: func(b *builder, n int) {
-			b.watchers(n, b.reopenLockFile, anyDies, b.makeNamedFile, func() { b.inotifyOn(ownMount, unix.IN_CLOSE) })
+			b.watchers(n, b.makeNamedFile, func() { b.inotifyOn(ownMount, unix.IN_CLOSE) })
 		},
 	}, {
 		Name: "inotify-mapped", Unit: "servers", Channel: "other",
@@ -44,7 +44,7 @@ var eventTopologies = []Topology{
 		Outcome:       "every router wakes: with its last mapping a file is closed",
 		Unpredictable: "mappings are looked at only of files that are in descriptor tables as well",
 		build: func(b *builder, n int) {
-			b.watchers(n, b.mapOnly, anyDies, b.makeLockFile, func() { b.inotifyOn(lockPath, unix.IN_CLOSE) })
+			b.watchersOf(n, b.mapOnly, anyDies, b.makeLockFile, func() { b.inotifyOn(lockPath, unix.IN_CLOSE) })
 		},
 	}, {
 		Name: "inotify-unlinked", Unit: "servers", Channel: "other",
@@ -52,7 +52,7 @@ var eventTopologies = []Topology{
 		Outcome:       "every router wakes: with its last holder the file goes, and the watch",
 		Unpredictable: "who holds a file that has no name any more is not counted",
 		build: func(b *builder, n int) {
-			b.watchers(n, b.reopenLockFile, dies, b.makeLockFile, func() {
+			b.watchersOf(n, b.reopenLockFile, dies, b.makeLockFile, func() {
 				b.inotifyOn(lockPath, unix.IN_DELETE_SELF)
 				b.must(regTemp, unix.SYS_CLOSE, imm(lockFile))
 			})
@@ -63,7 +63,7 @@ var eventTopologies = []Topology{
 		Outcome: "every router wakes",
 		needs:   needFanotify,
 		build: func(b *builder, n int) {
-			b.watchers(n, b.reopenLockFile, anyDies, b.makeLockFile, func() { b.fanotifyOn(0, lockPath) })
+			b.watchers(n, b.makeLockFile, func() { b.fanotifyOn(0, lockPath) })
 		},
 	}, {
 		Name: "fanotify-mount", Unit: "servers", Channel: "other",
@@ -71,7 +71,7 @@ var eventTopologies = []Topology{
 		Outcome: "every router wakes",
 		needs:   needFanotify,
 		build: func(b *builder, n int) {
-			b.watchers(n, b.reopenLockFile, anyDies, b.makeNamedFile,
+			b.watchers(n, b.makeNamedFile,
 				func() { b.fanotifyOn(unix.FAN_MARK_MOUNT, ownMount) },
 				func() { b.fanotifyOn(unix.FAN_MARK_FILESYSTEM, ownMount) })
 		},
@@ -110,10 +110,15 @@ func watchedBy(n int) int {
 	return max(least, (n+routers-1)/routers)
 }
 
-// watchers are n servers and those who watch their files. hold is how a server holds the
-// router's file, which is what file makes; wakes are the deaths that matter; each of watch
-// has whoever calls it be told, in regIn.
-func (b *builder) watchers(n int, hold func(), wakes func(roles ...string) []when, file func(), watch ...func()) {
+// watchers are n servers that have a file open, which file makes, and those who watch for
+// its being closed: each of watch has whoever calls it be told, in regIn.
+func (b *builder) watchers(n int, file func(), watch ...func()) {
+	b.watchersOf(n, b.reopenLockFile, anyDies, file, watch...)
+}
+
+// watchersOf are watchers of other things: hold is how a server holds the file, and wakes
+// are the deaths that matter.
+func (b *builder) watchersOf(n int, hold func(), wakes func(roles ...string) []when, file func(), watch ...func()) {
 	kinds := func(servers int) (all []*node) {
 		for _, w := range watch {
 			all = append(all, b.watching(servers, hold, wakes, file, w)...)

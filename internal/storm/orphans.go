@@ -135,7 +135,7 @@ func (b *builder) mourned(role string, wait func()) *node {
 	return &node{
 		comm: Target, role: "server",
 		children: []*node{{
-			role: role, wakes: []when{{deaths: []string{"server"}, effect: Dies}},
+			role: role, wakes: diesOf("server"),
 			open: func() { b.pipe(regIn, regOut) },
 			shut: func() { b.closeFD(regIn) },
 			wait: wait,
@@ -151,7 +151,7 @@ func (b *builder) mourned(role string, wait func()) *node {
 func (b *builder) bereaved() []*node {
 	const sig = unix.SIGUSR1
 	caught := func() { b.catch(sig, 0); b.deathSignal(sig); b.pause() }
-	deadly := []when{{deaths: []string{"server"}, effect: Dies}}
+	deadly := diesOf("server")
 	child := func(role string, wakes []when, wait func()) *node {
 		return &node{comm: Target, role: "server", children: []*node{{role: role, wakes: wakes, wait: wait}}}
 	}

@@ -68,7 +68,7 @@ func buildPtraceTracer(b *builder, n int) {
 		}),
 		seizing(0, &node{role: "asleep", wait: b.pause}),
 		seizing(unix.PTRACE_O_EXITKILL, &node{
-			role: "deadly", wakes: []when{{deaths: []string{"server"}, effect: Dies}}, wait: b.pause,
+			role: "deadly", wakes: diesOf("server"), wait: b.pause,
 		}),
 	)
 }

@@ -147,7 +147,7 @@ func (b *builder) heldBereaved() []*node {
 		}
 	}
 	stopped := func(sig unix.Signal) func() { return func() { b.deathSignal(sig); b.stop() } }
-	deadly := []when{{deaths: []string{"server"}, effect: Dies}}
+	deadly := diesOf("server")
 	return []*node{
 		server(held("stopped, killed", deadly, stopped(unix.SIGKILL))),
 		server(held("stopped", nil, stopped(unix.SIGTERM))),

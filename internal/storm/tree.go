@@ -57,6 +57,9 @@ type when struct {
 // dies is the wake of one who runs when the roles have all died.
 func dies(roles ...string) []when { return []when{{deaths: roles}} }
 
+// diesOf is the wake of one who dies when the roles have all died.
+func diesOf(roles ...string) []when { return []when{{deaths: roles, effect: Dies}} }
+
 // anyDies are the wakes of one who runs when one of the roles has died.
 func anyDies(roles ...string) []when {
 	var out []when

@@ -125,7 +125,7 @@ func (b *builder) hungUp(catches bool) *node {
 		}},
 	}
 	if !catches {
-		leader.wakes = []when{{deaths: []string{"server"}, effect: Dies}}
+		leader.wakes = diesOf("server")
 		leader.wait = b.pause
 	}
 	return &node{
@@ -141,11 +141,11 @@ func buildSessionLeader(b *builder, n int) {
 	leader := &node{
 		comm: Target, role: "leader",
 		// The end of the master's holder is a hangup, and that is deadly here.
-		wakes: []when{{deaths: []string{"keeper"}, effect: Dies}},
+		wakes: diesOf("keeper"),
 		open:  func() { b.closeFD(regOut); b.newSession(regIn) },
 		children: []*node{
 			{role: "foreground", wakes: dies("leader"), wait: caught},
-			{role: "foreground, deadly", wakes: []when{{deaths: []string{"leader"}, effect: Dies}}, wait: b.pause},
+			{role: "foreground, deadly", wakes: diesOf("leader"), wait: b.pause},
 			{role: "foreground, ignoring", wait: func() { b.ignore(unix.SIGHUP); b.pause() }},
 			{
 				role: "background",
@@ -222,7 +222,7 @@ func buildOrphanedGroupTies(b *builder, n int) {
 				}}},
 				{role: "other", open: group, children: []*node{{
 					comm: Target, role: "second", after: "first",
-					wakes: []when{{deaths: []string{"server", "other"}, effect: Dies}},
+					wakes: diesOf("server", "other"),
 					wait: func() {
 						b.pidOf(regPID, first)
 						b.must(regTemp, unix.SYS_SETPGID, imm(0), reg(regPID))

@@ -209,9 +209,6 @@ func (b *builder) breaks(side side, s sleeper) bool {
 func (b *builder) woken(obj *Object, v view, side side, deadly bool) []sleeper {
 	b.gathered = b.gathered[:0]
 	if wakesItself(obj.Channel) {
-		if !slices.ContainsFunc(v.sleepers, func(s sleeper) bool { return b.breaks(side, s) != deadly }) {
-			return v.sleepers
-		}
 		for _, s := range v.sleepers {
 			if b.breaks(side, s) == deadly {
 				b.gathered = append(b.gathered, s)
