@@ -91,7 +91,9 @@ func TestIncident(t *testing.T) {
 					result := stageIncident(t, set, arch, k, initramfs, cache.Dir, name)
 					result.Run = run + 1
 					set.keep(t, result) // also what misses a bar, or failed: else the data could not but be good
-					checkBars(t, result)
+					if result.Measured() {
+						checkBars(t, result)
+					}
 				})
 			}
 		}
@@ -117,7 +119,8 @@ func buildBase(t *testing.T, cache *Cache, packages []testPackage) string {
 	return base
 }
 
-// stageIncident boots one machine, with its disk in dir, and returns what it measured.
+// stageIncident boots one machine, with its disk in dir, and returns what it measured:
+// nothing but the trouble, where it died.
 func stageIncident(t *testing.T, set *incidentSettings, arch Arch, k Kernel, initramfs, dir, strategy string) *incident.Result {
 	t.Helper()
 	staging := incident.Staging{Strategy: strategy, Servers: set.servers, RouterMiB: set.routerMiB}
@@ -147,27 +150,33 @@ func stageIncident(t *testing.T, set *incidentSettings, arch Arch, k Kernel, ini
 		guest.swapDisk = image
 		return guest.boot(ctx)
 	})
+	var result *incident.Result
+	if err == nil {
+		result, err = incident.FromConsole(booted.console)
+	}
 	if err != nil {
 		var died *infrastructureError
 		if errors.As(err, &died) {
-			t.Log("console of the guest:\n" + died.console)
+			booted.console = died.console
 		}
-		t.Fatal(err)
+		t.Errorf("%v; console of the guest:\n%s", err, booted.console)
+		result = &incident.Result{Strategy: strategy, Kernel: cmp.Or(k.Release, k.String()), Arch: arch.Name, CPUs: set.cpus,
+			Servers: set.servers, Routers: set.servers, RouterBytes: int64(set.routerMiB) << 20, Trouble: err.Error()}
+	} else {
+		problems := judge(booted.verdict, []testPackage{incidentProgram}, false)
+		for _, problem := range problems {
+			t.Errorf("%s; the end of its console:\n%s", problem, tail(withoutResults(booted.console), 40))
+		}
+		result.Trouble = strings.Join(problems, "; ")
 	}
-	result, err := incident.FromConsole(booted.console)
-	if err != nil {
-		t.Fatalf("%v; its console:\n%s", err, booted.console)
-	}
-	problems := judge(booted.verdict, []testPackage{incidentProgram}, false)
-	for _, problem := range problems {
-		t.Errorf("%s; the end of its console:\n%s", problem, tail(withoutResults(booted.console), 40))
-	}
-	result.Trouble = strings.Join(problems, "; ")
 	result.Boots = booted.boots
 	if set.counting != nil {
 		result.Clock = incident.InstructionClock
 	}
 	result.Date = begin.UTC().Format(time.DateOnly)
+	if !result.Measured() {
+		return result
+	}
 	t.Logf("Linux %s, %s: %d pages swapped in, %d by the woken, %d by the dying (major faults: %d by the woken, %d by the dying, %d by the killer, %d by the servers' parent, %d by the heartbeat; %d pages swapped out), %d ran, heartbeat gap %.0f ms at %.0f ms (began %.0f ms late, of it ran %.0f and waited %.0f ms for CPU %d, %d major faults; quiet %.0f), gone after %.0f ms, calm after %.0f ms, PSI full %d ms; boot to verdict %.0f s",
 		result.Kernel, strategy, result.SwapInPages, result.PagesWoken, result.PagesDying, result.FaultsWoken, result.FaultsDying, result.FaultsKiller, result.FaultsParent,
 		result.FaultsHeartbeat, result.SwapOutPages, result.RanUserCode,

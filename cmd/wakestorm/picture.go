@@ -40,6 +40,9 @@ var pens = map[string]struct {
 // drawIncident draws what each strategy had swapped in over time, a line each,
 // as NAME.svg and NAME.png. Of several runs it is the one in the middle.
 func drawIncident(m *incident.Machine, name string) error {
+	if len(m.Groups) == 0 {
+		return fmt.Errorf("no run under %s was measured", m.Kernel)
+	}
 	first := m.Groups[0].Results[0]
 	p := plot.New()
 	p.BackgroundColor = color.White

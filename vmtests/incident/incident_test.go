@@ -110,6 +110,8 @@ func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result 
 			r.PagesOthers += n
 		}
 	}
+	r.PagesKiller = rec.killed.pages
+	r.PagesOthers += r.PagesKiller
 	r.PagesDying = r.SwapInPages - min(r.SwapInPages, r.PagesWoken+r.PagesOthers)
 	r.FaultsKiller = rec.killed.majorFaults
 	r.FaultsParent = majorFaults(t, w.parent) - parentBefore

@@ -21,6 +21,7 @@ type killed struct {
 	windowNS    uint64
 	reap        reaped
 	majorFaults uint64 // its own
+	pages       uint64 // that it read from the disk
 	err         error
 }
 
@@ -89,6 +90,7 @@ func (w *world) bpfkill(t *testing.T, args []string) func() killed {
 		k := killed{status: cmd.ProcessState.ExitCode()}
 		if usage, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
 			k.majorFaults = uint64(usage.Majflt)
+			k.pages = uint64(usage.Inblock) * 512 / uint64(os.Getpagesize())
 		}
 		var report struct {
 			Result struct {

@@ -50,11 +50,12 @@ type Result struct {
 	FaultsHeartbeat uint64 `json:"faults_heartbeat,omitempty"`
 	FaultsDying     uint64 `json:"faults_dying"`
 	// The parts of SwapInPages that were read by servers and routers that ran user code
-	// after their wake; by the heartbeat and the parent of the servers; and the rest, which
-	// the dying read, and bpfkill where it has faults: what a task reads while it dies the
-	// kernel counts for none.
+	// after their wake; by the killer, the heartbeat and the parent of the servers (and by
+	// the killer alone); and the rest, which the dying read: what a task reads while it
+	// dies the kernel counts for none.
 	PagesWoken  uint64 `json:"pages_woken"`
 	PagesOthers uint64 `json:"pages_others"`
+	PagesKiller uint64 `json:"pages_killer,omitempty"`
 	PagesDying  uint64 `json:"pages_dying"`
 	// PSIFullUS is how long every task that could have run waited for memory,
 	// in microseconds.
@@ -91,7 +92,8 @@ type Result struct {
 	// how many of them had that freed before they could run.
 	Swapped int `json:"swapped,omitempty"`
 	Reaped  int `json:"reaped,omitempty"`
-	// Trouble is why the run failed, other than by missing a bar.
+	// Trouble is why the run failed, other than by missing a bar. Where it left nothing that
+	// was measured, MemoryBytes is 0 as well.
 	Trouble string `json:"trouble,omitempty"`
 	// Boots is 2 where the first machine died before it had a result.
 	Boots int `json:"boots,omitempty"`
@@ -99,6 +101,9 @@ type Result struct {
 	// Samples are taken every 20 ms, or as often as the machine lets.
 	Samples []Sample `json:"samples"`
 }
+
+// Measured says that the machine lived to say its result.
+func (r *Result) Measured() bool { return r.MemoryBytes != 0 }
 
 // Sample is the machine at one time after the kill began.
 type Sample struct {

@@ -21,7 +21,8 @@ type Group struct {
 type Machine struct {
 	Kernel, Arch, Clock string
 	CPUs                int
-	Groups              []Group // as Strategies lists them
+	Groups              []Group   // as Strategies lists them
+	Lost                []*Result // runs whose machine died before it had measured anything
 }
 
 // Read reads results, one JSON object a line.
@@ -54,10 +55,10 @@ func Machines(results []*Result) []*Machine {
 	var machines []*Machine
 	for _, r := range results {
 		i := slices.IndexFunc(machines, func(m *Machine) bool {
-			first := m.Groups[0].Results[0]
+			first := m.first()
 			return m.Kernel == r.Kernel && m.Arch == r.Arch && m.Clock == r.Clock && m.CPUs == r.CPUs &&
 				first.Servers == r.Servers && first.Routers == r.Routers && first.RouterBytes == r.RouterBytes &&
-				sameMemory(first.MemoryBytes, r.MemoryBytes)
+				(!first.Measured() || !r.Measured() || sameMemory(first.MemoryBytes, r.MemoryBytes))
 		})
 		if i < 0 {
 			i = len(machines)
@@ -92,7 +93,19 @@ func (g Group) place() int {
 	return slices.IndexFunc(Strategies, func(s Strategy) bool { return s.Name == g.Strategy.Name })
 }
 
+// first is any of its runs; where there is one, one that was measured.
+func (m *Machine) first() *Result {
+	if len(m.Groups) > 0 {
+		return m.Groups[0].Results[0]
+	}
+	return m.Lost[0]
+}
+
 func (m *Machine) add(r *Result) {
+	if !r.Measured() {
+		m.Lost = append(m.Lost, r)
+		return
+	}
 	i := slices.IndexFunc(m.Groups, func(g Group) bool { return g.Strategy.Name == r.Strategy })
 	if i < 0 {
 		strategy, err := Lookup(r.Strategy)
@@ -143,8 +156,9 @@ var columns = []struct {
 	of    func(*Result) float64
 }{
 	{"pages swapped in", func(r *Result) float64 { return float64(r.SwapInPages) }},
-	{"faults, dying", func(r *Result) float64 { return float64(r.FaultsDying) }},
-	{"faults, woken", func(r *Result) float64 { return float64(r.FaultsWoken) }},
+	{"by the woken", func(r *Result) float64 { return float64(r.PagesWoken) }},
+	{"by the dying", func(r *Result) float64 { return float64(r.PagesDying) }},
+	{"major faults", func(r *Result) float64 { return float64(r.MajorFaults) }},
 	{"ran user code", func(r *Result) float64 { return float64(r.RanUserCode) }},
 	{"heartbeat gap, ms", func(r *Result) float64 { return r.HeartbeatGapMS }},
 	{"before, ms", func(r *Result) float64 { return r.QuietGapMS }},
@@ -168,6 +182,9 @@ func (m *Machine) Table() string {
 		b.WriteByte('\n')
 	}
 	b.WriteString(m.bars())
+	for _, r := range m.Lost {
+		fmt.Fprintf(&b, "\nRun %d of %q left nothing measured: %s\n", r.Run, r.Strategy, r.Trouble)
+	}
 	for _, g := range m.Groups {
 		for _, r := range g.Results {
 			if r.Trouble != "" {
@@ -224,7 +241,10 @@ func (m *Machine) Caption() string {
 			dates = append(dates, r.Date)
 		}
 	}
-	r := m.Groups[0].Results[0]
+	for _, r := range m.Lost {
+		dates = append(dates, r.Date)
+	}
+	r := m.first()
 	slices.Sort(dates)
 	when := dates[0]
 	if last := dates[len(dates)-1]; last != when {
@@ -238,6 +258,10 @@ func (m *Machine) Caption() string {
 	if m.Clock == InstructionClock {
 		clock = "a nanosecond for each instruction"
 	}
-	return fmt.Sprintf("Linux %s, %s, %s, %s, %d MiB; %d servers and %d routers of %d MiB each; %s",
-		m.Kernel, m.Arch, processors, clock, (r.MemoryBytes+1<<19)>>20, r.Servers, r.Routers, r.RouterBytes>>20, when)
+	memory := ""
+	if r.Measured() {
+		memory = fmt.Sprintf(" %d MiB;", (r.MemoryBytes+1<<19)>>20)
+	}
+	return fmt.Sprintf("Linux %s, %s, %s, %s,%s %d servers and %d routers of %d MiB each; %s",
+		m.Kernel, m.Arch, processors, clock, memory, r.Servers, r.Routers, r.RouterBytes>>20, when)
 }
