@@ -62,6 +62,12 @@ var tcpTopologies = []Topology{
 		Outcome: "every router wakes: a reset does not wait",
 		build:   buildTCPLinger,
 	}, {
+		Name: "tcp-broken", Unit: "servers", Channel: "tcp",
+		Summary:       "servers that have sent their FIN and do not receive, each with a router child in a send that has sent nothing yet, with SIGPIPE at its default, which has a child connected to it",
+		Outcome:       "every router dies, and its child wakes",
+		Unpredictable: "whether the call has MSG_NOSIGNAL is in its registers",
+		build:         buildTCPBroken,
+	}, {
 		Name: "tcp-closing", Unit: "servers", Channel: "tcp",
 		Summary:       "servers that do not receive, each with a router child that is in close until they have (SO_LINGER with a time)",
 		Outcome:       "every router wakes",
@@ -238,6 +244,43 @@ func buildTCPClosing(b *builder, n int) {
 	}})
 	kinds[0].children[0].after = "server" // which has it open, too, until then
 	b.trees(n, kinds...)
+}
+
+func buildTCPBroken(b *builder, n int) {
+	b.trees(n, &node{
+		comm: Target, role: "server",
+		open: func() {
+			b.tcpPair(loopback4)
+			b.must(regTemp, unix.SYS_SHUTDOWN, reg(regOut), imm(unix.SHUT_WR))
+		},
+		shut: func() { b.closeFD(regIn) },
+		children: []*node{{
+			role: "sender", wakes: diesOf("server"),
+			open: func() {
+				b.closeFD(regOut)
+				b.add(regIn2, reg(regIn), imm(0))
+				b.tcpPair(loopback4)
+			},
+			shut: func() { b.closeFD(regIn) },
+			// Byte by byte, of which no part can have gone out: as long as there is room,
+			// which a late acknowledgement makes as well.
+			wait: func() {
+				b.fill(regIn2)
+				b.ready(unix.SYS_SENDTO)
+				again, failed := b.here(), b.newLabel()
+				b.try(regTemp, unix.SYS_SENDTO, reg(regIn2), imm(b.base()), imm(1), imm(0), imm(0), imm(0))
+				b.jumpMinus(regTemp, failed)
+				b.jump(again)
+				b.place(failed)
+				b.awake()
+			},
+			children: []*node{{
+				role: "reader", wakes: dies("sender"),
+				open: func() { b.closeFD(regOut); b.closeFD(regIn2) },
+				wait: func() { b.read(regIn) },
+			}},
+		}},
+	})
 }
 
 func buildTCPConnect(b *builder, n int) {
