@@ -177,8 +177,8 @@ func stageIncident(t *testing.T, set *incidentSettings, arch Arch, k Kernel, ini
 	if !result.Measured() {
 		return result
 	}
-	t.Logf("Linux %s, %s: %d pages swapped in, %d by the woken, %d by the dying (major faults: %d by the woken, %d by the dying, %d by the killer, %d by the servers' parent, %d by the heartbeat; %d pages swapped out), %d ran, heartbeat gap %.0f ms at %.0f ms (began %.0f ms late, of it ran %.0f and waited %.0f ms for CPU %d, %d major faults; quiet %.0f), gone after %.0f ms, calm after %.0f ms, PSI full %d ms; boot to verdict %.0f s",
-		result.Kernel, strategy, result.SwapInPages, result.PagesWoken, result.PagesDying, result.FaultsWoken, result.FaultsDying, result.FaultsKiller, result.FaultsParent,
+	t.Logf("Linux %s, %s: %d pages swapped in, %d by the woken, %d by the dying, %d by others (major faults: %d by the woken, %d by the dying, %d by the killer, %d by the servers' parent, %d by the heartbeat; %d pages swapped out), %d ran, heartbeat gap %.0f ms at %.0f ms (began %.0f ms late, of it ran %.0f and waited %.0f ms for CPU %d, %d major faults; quiet %.0f), gone after %.0f ms, calm after %.0f ms, PSI full %d ms; boot to verdict %.0f s",
+		result.Kernel, strategy, result.SwapInPages, result.PagesWoken, result.PagesDying, result.PagesOthers, result.FaultsWoken, result.FaultsDying, result.FaultsKiller, result.FaultsParent,
 		result.FaultsHeartbeat, result.SwapOutPages, result.RanUserCode,
 		result.HeartbeatGapMS, result.HeartbeatGapAtMS, result.HeartbeatGapLateMS, result.HeartbeatGapRanMS, result.HeartbeatGapWaitMS, result.HeartbeatGapCPU, result.HeartbeatGapFaults, result.QuietGapMS, result.GoneMS, result.CalmMS, result.PSIFullUS/1000, booted.total.Seconds())
 	return result

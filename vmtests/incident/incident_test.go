@@ -68,12 +68,13 @@ func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result 
 	if strategy.Routers {
 		victims = w.both()
 	}
-	faults, reads := countFaults(t, w.both()), countReads(t, append(w.both(), heart.pid, w.parent))
+	faults := countFaults(t, w.both())
 	r := w.describe(t)
 	r.Strategy = strategy.Name
 	quiet := now()
 	sleepUntil(quiet + int64(2*time.Second))
 	heartBefore, parentBefore := majorFaults(t, heart.pid), majorFaults(t, w.parent)
+	countReads(t)
 	before := readCounters(t)
 	begin := now()
 	r.QuietGapMS = ms(heart.longestGap(quiet, begin).length)
@@ -102,17 +103,27 @@ func (w *world) measure(t *testing.T, strategy *Strategy, heart *heart) *Result 
 			r.FaultsWoken += n
 		}
 	}
-	for pid, n := range reads.read(t) {
+	mine := map[int]bool{}
+	for _, pid := range w.both() {
+		mine[pid] = true
+	}
+	all := uint64(0)
+	for tid, n := range pagesRead(t) {
+		all += n
 		switch {
-		case woken[pid]:
+		case woken[tid]:
 			r.PagesWoken += n
-		case pid == heart.pid || pid == w.parent:
+		case mine[tid]:
+			r.PagesDying += n
+		default:
 			r.PagesOthers += n
+			t.Logf("%d pages were read by thread %d (the heartbeat is %d, the servers' parent %d)", n, tid, heart.pid, w.parent)
 		}
 	}
+	if all != r.SwapInPages {
+		t.Logf("%d pages were swapped in, and %d read from the disk", r.SwapInPages, all)
+	}
 	r.PagesKiller = rec.killed.pages
-	r.PagesOthers += r.PagesKiller
-	r.PagesDying = r.SwapInPages - min(r.SwapInPages, r.PagesWoken+r.PagesOthers)
 	r.FaultsKiller = rec.killed.majorFaults
 	r.FaultsParent = majorFaults(t, w.parent) - parentBefore
 	r.FaultsHeartbeat = majorFaults(t, heart.pid) - heartBefore

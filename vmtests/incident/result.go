@@ -50,13 +50,12 @@ type Result struct {
 	FaultsHeartbeat uint64 `json:"faults_heartbeat,omitempty"`
 	FaultsDying     uint64 `json:"faults_dying"`
 	// The parts of SwapInPages that were read by servers and routers that ran user code
-	// after their wake; by the killer, the heartbeat and the parent of the servers (and by
-	// the killer alone); and the rest, which the dying read: what a task reads while it
-	// dies the kernel counts for none.
+	// after their wake; by the others of these, who only die; and by everybody else (of
+	// whom the killer alone).
 	PagesWoken  uint64 `json:"pages_woken"`
+	PagesDying  uint64 `json:"pages_dying"`
 	PagesOthers uint64 `json:"pages_others"`
 	PagesKiller uint64 `json:"pages_killer,omitempty"`
-	PagesDying  uint64 `json:"pages_dying"`
 	// PSIFullUS is how long every task that could have run waited for memory,
 	// in microseconds.
 	PSIFullUS uint64 `json:"psi_full_us"`
