@@ -20,7 +20,7 @@
  * boot. */
 struct process_record {
 	__u64 start_ns;
-	__u64 parent_start_ns, tracer_start_ns;
+	__u64 parent_start_ns, tracer_start_ns, vfork_caller_start_ns;
 	__u64 cgroup_id;
 	__u64 pid_id, pgrp_id; /* struct pid of the process and of its group */
 	__u64 namespace_id; /* its own pid namespace */
@@ -31,6 +31,7 @@ struct process_record {
 	__s64 rss_pages;
 	__s64 swap_pages;
 	__s32 tgid, parent, tracer; /* in the initial pid namespace */
+	__s32 vfork_caller; /* who waits in vfork, 0: nobody */
 	__s32 pid, ppid, pgid, sid; /* in the reader's pid namespace, 0: not there */
 	__u32 uid, euid, suid;
 	__u32 state; /* task_struct.__state */
@@ -42,7 +43,6 @@ struct process_record {
 	__u8 sighup, sigchld, sigcont, sigpdeath; /* SIGNAL_* */
 	__u8 sigexit; /* what the parent does with exit_signal */
 	__u8 sigpipe;
-	__u8 pad[4];
 	char comm[COMM_LEN];
 };
 
@@ -51,7 +51,6 @@ struct process_record {
 #define PROCESS_READER 4 /* the process that runs the iterator */
 #define PROCESS_THREAD 8 /* not the leader */
 #define PROCESS_SUBREAPER 16
-#define PROCESS_VFORK 32 /* its parent waits for its exec or exit */
 #define PROCESS_EXITKILL 64 /* its tracer's death kills it */
 #define PROCESS_OUTSIDE 128 /* not in the reader's namespace: somebody's parent */
 #define PROCESS_STOPPED 256 /* all of it, by a signal */
@@ -140,7 +139,8 @@ struct sleeper_record {
 	__u8 via;
 	__u8 exclusive;
 	__u8 keeps; /* VIA_CHILD*: does not reap whom it waits for */
-	__u8 pad[5];
+	__u8 holds_sigpipe; /* the thread has it blocked */
+	__u8 pad[4];
 	char comm[COMM_LEN]; /* for those outside the reader's namespace */
 };
 

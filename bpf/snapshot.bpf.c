@@ -209,6 +209,27 @@ static __always_inline void fill_tracer(struct process_record *r, struct task_st
 		r->flags |= PROCESS_EXITKILL;
 }
 
+/* Who waits in vfork for the exec or exit: the task that forked, which is no parent
+ * with CLONE_PARENT. */
+static __always_inline void fill_vfork_caller(struct process_record *r, struct task_struct *task)
+{
+	struct completion *done = BPF_CORE_READ(task, vfork_done);
+	struct list_head *head, *first;
+	struct swait_queue *entry;
+	struct task_struct *caller;
+
+	if (!done)
+		return;
+	head = (void *)done + bpf_core_field_offset(struct completion, wait.task_list);
+	first = BPF_CORE_READ(head, next);
+	if (!first || first == head)
+		return;
+	entry = (void *)first - bpf_core_field_offset(struct swait_queue, task_list);
+	caller = BPF_CORE_READ(entry, task);
+	r->vfork_caller = BPF_CORE_READ(caller, tgid);
+	r->vfork_caller_start_ns = group_start_ns(caller);
+}
+
 /* The signal that the parent gets: see do_notify_parent(). */
 static __always_inline void fill_exit_signal(struct process_record *r, struct task_struct *task)
 {
@@ -217,7 +238,7 @@ static __always_inline void fill_exit_signal(struct process_record *r, struct ta
 
 	if (parent != BPF_CORE_READ(parent, group_leader))
 		r->flags |= PROCESS_OF_THREAD;
-	if (sig > 0 && sig != SIGCHLD &&
+	if (sig >= 0 && sig != SIGCHLD &&
 	    task->parent_exec_id != BPF_CORE_READ(parent, self_exec_id))
 		sig = SIGCHLD;
 	r->exit_signal = sig;
@@ -237,8 +258,7 @@ static __always_inline void fill_kin(struct process_record *r, struct task_struc
 	fill_tracer(r, task);
 	if (BPF_CORE_READ(signal, flags) & SIGNAL_STOP_STOPPED)
 		r->flags |= PROCESS_STOPPED;
-	if (BPF_CORE_READ(task, vfork_done))
-		r->flags |= PROCESS_VFORK;
+	fill_vfork_caller(r, task);
 	if (BPF_CORE_READ_BITFIELD_PROBED(signal, is_child_subreaper))
 		r->flags |= PROCESS_SUBREAPER;
 	if (BPF_CORE_READ(signal, leader)) {

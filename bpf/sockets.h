@@ -161,12 +161,15 @@ static __always_inline void tcp_keys(struct sock *sk, __u64 *self, __u64 *peer, 
 }
 
 /* Whether a close sends RST at once: data was not read, or the owner asked for it
- * (SO_LINGER with no time). */
-static __always_inline bool tcp_close_resets(struct sock *sk)
+ * (SO_LINGER with no time; TCP_LINGER2, where only the other's FIN is to come). */
+static __always_inline bool tcp_close_resets(struct sock *sk, __u32 state)
 {
 	struct tcp_sock *tp = (void *)sk;
+	__u32 unread = BPF_CORE_READ(tp, rcv_nxt) - BPF_CORE_READ(tp, copied_seq);
 
-	if (BPF_CORE_READ(tp, rcv_nxt) != BPF_CORE_READ(tp, copied_seq))
+	if (state == TCP_CLOSE_WAIT && unread)
+		unread--; /* the FIN, which has a number as a byte has */
+	if (unread || (state == TCP_FIN_WAIT2 && BPF_CORE_READ(tp, linger2) < 0))
 		return true;
 	return BPF_CORE_READ(sk, __sk_common.skc_flags) & (1UL << SOCK_LINGER) &&
 	       !BPF_CORE_READ(sk, sk_lingertime);
@@ -180,7 +183,7 @@ static __always_inline bool tcp_close_tells(struct sock *sk)
 	struct tcp_sock *tp = (void *)sk;
 	__u32 state = BPF_CORE_READ(sk, __sk_common.skc_state);
 	__u32 unacknowledged = BPF_CORE_READ(tp, write_seq) - BPF_CORE_READ(tp, snd_una);
-	bool resets = tcp_close_resets(sk);
+	bool resets = tcp_close_resets(sk, state);
 
 	if (state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2)
 		return resets;

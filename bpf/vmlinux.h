@@ -342,6 +342,7 @@ struct inet_connection_sock {
 struct tcp_sock { /* unread data turns a close into a reset */
 	__u32 rcv_nxt, copied_seq;
 	__u32 write_seq, snd_una, snd_wnd; /* what it wrote, and what the other side has room for */
+	int linger2; /* how long it waits for the other's FIN */
 };
 
 struct mptcp_sock { /* a listener's first subflow has the accept queue */
@@ -425,7 +426,18 @@ typedef struct {
 	unsigned long sig[1];
 } sigset_t;
 
-struct completion;
+struct swait_queue_head {
+	struct list_head task_list;
+};
+
+struct swait_queue {
+	struct task_struct *task;
+	struct list_head task_list;
+};
+
+struct completion { /* since v5.7 of such queues, a5c6234e1028 */
+	struct swait_queue_head wait;
+};
 
 struct sigaction {
 	void *sa_handler;

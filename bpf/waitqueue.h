@@ -209,6 +209,7 @@ static __always_inline void write_task(struct task_struct *task)
 {
 	sleeper.tgid = BPF_CORE_READ(task, tgid);
 	sleeper.start_ns = group_start_ns(task);
+	sleeper.holds_sigpipe = BPF_CORE_READ(task, blocked.sig[0]) >> (SIGPIPE - 1) & 1;
 	BPF_CORE_READ_STR_INTO(&sleeper.comm, task, group_leader, comm);
 	write_sleeper();
 }

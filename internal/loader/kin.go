@@ -8,7 +8,6 @@ const (
 	processInit      = 2
 	processThread    = 8
 	processSubreaper = 16
-	processVfork     = 32
 	processExitKill  = 64
 	processOutside   = 128
 	processStopped   = 256
@@ -18,7 +17,7 @@ const (
 )
 
 // noKin is a process of whose ties nothing is known.
-var noKin = waitgraph.Kin{Parent: -1, Tracer: -1, ExitQueue: -1, SignalQueue: -1}
+var noKin = waitgraph.Kin{Parent: -1, Tracer: -1, VforkCaller: -1, ExitQueue: -1, SignalQueue: -1}
 
 // kinBuilder resolves how processes are tied to each other, once all of them
 // are there.
@@ -79,12 +78,13 @@ func (b *snapshotBuilder) finishKin() {
 		*k = waitgraph.Kin{
 			Parent: b.indexOf(r.Parent, r.ParentStartNs), Tracer: b.indexOf(r.Tracer, r.TracerStartNs),
 			ExitSignal: r.ExitSignal, OfThread: r.Flags&processOfThread != 0, Namespace: ns,
-			Vfork: r.Flags&processVfork != 0, KilledByTracer: r.Flags&processExitKill != 0,
-			Subreaper:    r.Flags&processSubreaper != 0,
-			AutoReap:     r.Sigchld&(signalIgnored|signalNoCldWait) != 0,
-			NoChildStops: r.Sigchld&(signalIgnored|signalNoCldStop) != 0,
-			Foreground:   b.kin.pgid[r.TtyPgrpId],
-			ExitQueue:    -1, SignalQueue: -1,
+			VforkCaller:    b.indexOf(r.VforkCaller, r.VforkCallerStartNs),
+			KilledByTracer: r.Flags&processExitKill != 0,
+			Subreaper:      r.Flags&processSubreaper != 0,
+			AutoReap:       r.Sigchld&(signalIgnored|signalNoCldWait) != 0,
+			NoChildStops:   r.Sigchld&(signalIgnored|signalNoCldStop) != 0,
+			Foreground:     b.kin.pgid[r.TtyPgrpId],
+			ExitQueue:      -1, SignalQueue: -1,
 		}
 		if r.ExitQueue != 0 {
 			k.ExitQueue = b.queueObject(r.ExitQueue)

@@ -46,6 +46,10 @@ const (
 // function.
 const irqTextStart, irqTextEnd = "__irqentry_text_start", "__irqentry_text_end"
 
+// int80 is in there since v6.7 (be5341eb0d43), and in later releases of older kernels: a
+// system call all the same.
+const int80 = "asm_int80_emulation"
+
 // landmarks are the kernel functions that say something when a wake comes from
 // inside them. Compilers add .isra, .part, .constprop and .cold to some names,
 // and inline static functions on one kernel but not on another.
@@ -166,7 +170,7 @@ func ReadAhead() { go landmarkTable() }
 var landmarkTable = sync.OnceValues(readLandmarks)
 
 func readLandmarks() ([]observeLandmark, error) {
-	marks := map[string]trail{irqTextEnd: 0}
+	marks := map[string]trail{irqTextEnd: 0, int80: 0}
 	for mark, names := range landmarks {
 		for _, n := range names {
 			marks[n] |= mark
@@ -209,6 +213,11 @@ func layOut(text []textRange, marks map[string]trail) ([]observeLandmark, error)
 		}
 		if t.end == 0 { // the last symbol of all
 			t.end = t.start + 4096
+		}
+		if n := len(table); t.name == int80 && n > 0 && t.end < table[n-1].End {
+			rest := table[n-1]
+			table[n-1].End, rest.Start = t.start, t.end
+			table = append(table, rest)
 		}
 		if marks[t.name] != 0 {
 			table = append(table, observeLandmark{Start: t.start, End: t.end, Marks: uint64(marks[t.name])})

@@ -62,22 +62,22 @@ func TestChannelOfATrail(t *testing.T) {
 }
 
 func TestLayOut(t *testing.T) {
-	marks := map[string]trail{"do_exit": markExit, irqTextStart: markInterrupt, irqTextEnd: 0, "pipe_release": markPipe}
+	marks := map[string]trail{"do_exit": markExit, irqTextStart: markInterrupt, irqTextEnd: 0, int80: 0, "pipe_release": markPipe}
 	text := []textRange{
-		{100, 110, irqTextStart}, {200, 210, irqTextEnd}, {300, 310, "pipe_release"}, {400, 410, "do_exit"},
+		{100, 110, irqTextStart}, {150, 160, int80}, {200, 210, irqTextEnd}, {300, 310, "pipe_release"}, {400, 410, "do_exit"},
 	}
 	got, err := layOut(text, marks)
 	want := []observeLandmark{
-		{Start: 100, End: 200, Marks: uint64(markInterrupt)}, {Start: 300, End: 310, Marks: uint64(markPipe)},
+		{Start: 100, End: 150, Marks: uint64(markInterrupt)}, {Start: 160, End: 200, Marks: uint64(markInterrupt)}, {Start: 300, End: 310, Marks: uint64(markPipe)},
 		{Start: 400, End: 410, Marks: uint64(markExit)}, {Start: math.MaxUint64},
 	}
-	if err != nil || len(got) != landmarksMax || !slices.Equal(got[:4], want) || got[landmarksMax-1] != want[3] {
+	if err != nil || len(got) != landmarksMax || !slices.Equal(got[:5], want) || got[landmarksMax-1] != want[4] {
 		t.Errorf("%+v, %v; want %+v", got, err, want)
 	}
-	if _, err := layOut(text[:3], marks); err == nil {
+	if _, err := layOut(text[:4], marks); err == nil {
 		t.Error("no error although do_exit is not there")
 	}
-	if _, err := layOut(append(slices.Repeat(text[2:3], landmarksMax), text[3]), marks); err == nil {
+	if _, err := layOut(append(slices.Repeat(text[3:4], landmarksMax), text[4]), marks); err == nil {
 		t.Error("no error although they do not fit")
 	}
 }

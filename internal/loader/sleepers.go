@@ -110,7 +110,7 @@ func (b *snapshotBuilder) addQueue(q *queues, obj int32, id uint64, through wait
 		case r.Via >= viaChild:
 		case through == waitgraph.ViaPlain:
 			if s := b.addSleeper(obj, r, waitgraph.Via(r.Via)); s != nil {
-				s.Writes = s.Via == waitgraph.ViaPlain && b.writers[r.QueueId]
+				s.Writes = s.Via == waitgraph.ViaPlain && b.writers[r.QueueId] && r.HoldsSigpipe == 0
 			}
 		default:
 			line := q.only

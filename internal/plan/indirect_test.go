@@ -79,7 +79,7 @@ func TestWhatTheDyingTakeAlong(t *testing.T) {
 		b.add(0, test.holders, []int32{2})
 		s := b.build()
 		for range s.Processes {
-			s.Kin = append(s.Kin, waitgraph.Kin{Parent: -1, Tracer: -1, ExitQueue: -1, SignalQueue: -1})
+			s.Kin = append(s.Kin, waitgraph.Kin{Parent: -1, Tracer: -1, VforkCaller: -1, ExitQueue: -1, SignalQueue: -1})
 		}
 		s.Kin[1].Parent = 0
 		s.Processes[1].ParentDeathSignal = 15
@@ -108,7 +108,7 @@ func TestWhatTheDyingTakeAlong(t *testing.T) {
 func TestWhoIsToldBySurvivors(t *testing.T) {
 	s := newPipes(3).build()
 	for range s.Processes {
-		s.Kin = append(s.Kin, waitgraph.Kin{Parent: -1, Tracer: -1, ExitQueue: -1, SignalQueue: -1})
+		s.Kin = append(s.Kin, waitgraph.Kin{Parent: -1, Tracer: -1, VforkCaller: -1, ExitQueue: -1, SignalQueue: -1})
 	}
 	const term = 15
 	s.Kin[1].Parent, s.Kin[1].Tracer = 0, 2

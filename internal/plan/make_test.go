@@ -147,7 +147,7 @@ func TestKillSet(t *testing.T) {
 func awaitsItsChild(parents ...int32) func(*waitgraph.Snapshot) {
 	return func(s *waitgraph.Snapshot) {
 		for _, parent := range parents {
-			s.Kin = append(s.Kin, waitgraph.Kin{Parent: parent, Tracer: -1, ExitSignal: int32(unix.SIGCHLD), ExitQueue: -1, SignalQueue: -1})
+			s.Kin = append(s.Kin, waitgraph.Kin{Parent: parent, Tracer: -1, VforkCaller: -1, ExitSignal: int32(unix.SIGCHLD), ExitQueue: -1, SignalQueue: -1})
 		}
 		s.ChildWaits = []waitgraph.ChildWait{{Process: 1, Child: -1}}
 	}

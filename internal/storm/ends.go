@@ -18,6 +18,11 @@ var endTopologies = []Topology{
 		Outcome: "every router dies: nobody reads any more",
 		build:   func(b *builder, n int) { b.trees(n, b.brokenPipes()) },
 	}, {
+		Name: "pipe-held", Unit: "servers", Channel: "pipe",
+		Summary: "servers that read from a router child, of which one thread is blocked in a write with SIGPIPE held, and another does not hold it",
+		Outcome: "every router wakes, and lives: the signal waits for who wrote",
+		build:   func(b *builder, n int) { b.trees(n, b.heldSignal()) },
+	}, {
 		Name: "packet-pipe", Unit: "servers", Channel: "pipe",
 		Summary: "servers, each with a router child at the other end of a pipe that keeps packets apart (O_DIRECT), reading or writing",
 		Outcome: "every router wakes",
@@ -158,6 +163,26 @@ func (b *builder) brokenPipes() *node {
 				open: func() { b.closeFD(regOut); b.closeFD(regIn2) },
 				wait: writing(regOut2),
 			}},
+		}},
+	}
+}
+
+// heldSignal is a server that reads from a writer that is safe from SIGPIPE, and whose
+// other thread is not.
+func (b *builder) heldSignal() *node {
+	return &node{
+		comm: Target, role: "server",
+		open: func() { b.pipe(regIn, regOut) },
+		shut: func() { b.closeFD(regOut) },
+		children: []*node{{
+			role: "writer", wakes: dies("server"),
+			open:  func() { b.closeFD(regIn) },
+			aside: func() { b.blockAside(unix.SYS_PPOLL) },
+			wait: func() {
+				b.hold(unix.SIGPIPE)
+				b.fillPipe(regOut)
+				b.write(regOut, unix.Getpagesize())
+			},
 		}},
 	}
 }

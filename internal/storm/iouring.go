@@ -37,16 +37,42 @@ var ioUringTopologies = []Topology{
 		needs:         needIOUring,
 		build: func(b *builder, n int) {
 			b.trees(n, b.pairs(func() { b.pipe(regIn, regOut) }, dies("server"),
-				way{"poller", func() { b.ringPoll(regIn) }})...)
+				way{"poller", func() { b.ring(regFD); b.ringPoll(regIn); b.ringWait() }})...)
+		},
+	}, {
+		Name: "io_uring-eventfd", Unit: "servers", Channel: "other",
+		Summary:       "servers that poll a pipe of their own by way of an io_uring, which tells an eventfd of completions, each with a router child that reads that eventfd",
+		Outcome:       "every router wakes: the poll is cancelled, and so complete",
+		Late:          true,
+		Unpredictable: "whom a ring tells is not read, and it is not the dying process that cancels its requests",
+		needs:         needIOUring,
+		build: func(b *builder, n int) {
+			b.trees(n, &node{
+				comm: Target, role: "server",
+				open: func() { b.must(regIn, unix.SYS_EVENTFD2, imm(0), imm(unix.EFD_CLOEXEC)) },
+				shut: func() {
+					b.ring(regFD)
+					b.store(imm(b.scratch), scratchPipe, reg(regIn))
+					b.must(regTemp, unix.SYS_IO_URING_REGISTER, reg(regFD), imm(ioringRegisterEventfd), imm(b.scratch+scratchPipe), imm(1))
+					b.pipe(regIn2, regOut2)
+					b.ringPoll(regIn2)
+					b.must(regTemp, unix.SYS_IO_URING_ENTER, reg(regFD), imm(1), imm(0), imm(0), imm(0), imm(0))
+				},
+				children: []*node{{
+					role: "reader", wakes: dies("server"),
+					wait: func() { b.read(regIn) },
+				}},
+			})
 		},
 	},
 }
 
 const (
-	ioringRegisterFiles = 2
-	ioringOpPollAdd     = 6
-	ioringGetEvents     = 1
-	ioringOffsetEntries = 0x10000000 // where the submission entries are mapped
+	ioringRegisterFiles   = 2
+	ioringRegisterEventfd = 4
+	ioringOpPollAdd       = 6
+	ioringGetEvents       = 1
+	ioringOffsetEntries   = 0x10000000 // where the submission entries are mapped
 
 	ioringTailOffset = 44 // sq_off.tail in struct io_uring_params
 )
@@ -76,9 +102,8 @@ func (b *builder) ringHolds(fd int) {
 	// The register is free for others; the descriptor stays.
 }
 
-// ringPoll submits a poll of fd to a ring and waits for its completion.
+// ringPoll puts a poll of fd into the ring in regFD, of which that is the first request.
 func (b *builder) ringPoll(fd int) {
-	b.ring(regFD)
 	mapped := func(dst int, offset uintptr) {
 		b.must(dst, unix.SYS_MMAP, imm(0), imm(unix.Getpagesize()), imm(unix.PROT_READ|unix.PROT_WRITE),
 			imm(unix.MAP_SHARED), reg(regFD), imm(offset))
@@ -93,5 +118,9 @@ func (b *builder) ringPoll(fd int) {
 	b.load(regTemp, imm(b.scratch), scratchStruct+ioringTailOffset)
 	b.add(regPtr, reg(regPtr), reg(regTemp))
 	b.store(reg(regPtr), 0, imm(1))
+}
+
+// ringWait submits that request and waits for its completion.
+func (b *builder) ringWait() {
 	b.block(unix.SYS_IO_URING_ENTER, reg(regFD), imm(1), imm(1), imm(ioringGetEvents), imm(0), imm(0))
 }

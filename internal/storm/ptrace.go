@@ -23,6 +23,12 @@ var ptraceTopologies = []Topology{
 		Outcome: "every tracer wakes, and the parent that waits: it is told when the tracer reaps",
 		needs:   needPtrace,
 		build:   buildPtraceTracee,
+	}, {
+		Name: "ptrace-pipe", Unit: "servers", Channel: "pipe",
+		Summary: "servers that read from a router child, which is blocked in a write and traced by one of its own that waits for it",
+		Outcome: "every writer stops at SIGPIPE, and its tracer wakes",
+		needs:   needPtrace,
+		build:   buildPtracePipe,
 	},
 }
 
@@ -86,6 +92,24 @@ func (b *builder) stopTraced(sig unix.Signal) {
 	b.must(regTemp, unix.SYS_PTRACE, imm(unix.PTRACE_TRACEME), imm(0), imm(0), imm(0))
 	b.must(regPID, unix.SYS_GETPID)
 	b.block(unix.SYS_KILL, reg(regPID), imm(int(sig)))
+}
+
+func buildPtracePipe(b *builder, n int) {
+	b.trees(n, &node{
+		comm: Target, role: "server",
+		open: func() { b.pipe(regIn, regOut) },
+		shut: func() { b.closeFD(regOut) },
+		children: []*node{{
+			role: "writer", wakes: []when{{deaths: []string{"server"}, effect: Stirs}},
+			open: func() { b.closeFD(regIn) },
+			wait: func() { b.fillPipe(regOut); b.write(regOut, unix.Getpagesize()) },
+			children: []*node{{
+				role: "tracer", wakes: anyDies("server", "writer"), after: "writer",
+				open: func() { b.closeFD(regOut) },
+				wait: func() { b.must(regPID, unix.SYS_GETPPID); b.traceAndWait() },
+			}},
+		}},
+	})
 }
 
 func buildPtraceTracee(b *builder, n int) {

@@ -3,6 +3,7 @@ package storm
 import (
 	"errors"
 	"fmt"
+	"math"
 
 	"golang.org/x/sys/unix"
 )
@@ -53,12 +54,12 @@ var tcpTopologies = []Topology{
 		build:         func(b *builder, n int) { b.trees(n, b.pairs(b.mptcpPair, dies("server"), b.receiving(regIn)...)...) },
 	}, {
 		Name: "tcp-window", Unit: "servers", Channel: "tcp", Quiet: true,
-		Summary: "servers blocked in a send to a router child that does not receive, and waits in ppoll or epoll_pwait for the server to stop sending",
+		Summary: "servers blocked in a send to a router child that does not receive, has sent its FIN or not, and waits in ppoll or epoll_pwait for the server to stop sending",
 		Outcome: "nobody wakes: the FIN waits behind what the router has no room for",
 		build:   buildTCPWindow,
 	}, {
 		Name: "tcp-linger", Unit: "servers", Channel: "tcp", Mutual: true,
-		Summary: "the same with servers that reset when they close (SO_LINGER with no time), and servers that have sent their FIN already",
+		Summary: "the same with servers that reset when they close (SO_LINGER with no time), and servers that have sent their FIN already, or that do so when they wait for the router's (TCP_LINGER2 below 0)",
 		Outcome: "every router wakes: a reset does not wait",
 		build:   buildTCPLinger,
 	}, {
@@ -196,7 +197,10 @@ func (b *builder) queued(open func()) []*node {
 }
 
 func buildTCPWindow(b *builder, n int) {
-	b.trees(n, b.windows(func() { b.tcpPair(loopback4) }, nil)...)
+	b.trees(n, append(b.windows(func() { b.tcpPair(loopback4) }, nil), b.windows(func() {
+		b.tcpPair(loopback4)
+		b.must(regTemp, unix.SYS_SHUTDOWN, reg(regIn), imm(unix.SHUT_WR))
+	}, nil)...)...)
 }
 
 // windows are servers that wait for room in a connection that open makes, and
@@ -230,9 +234,16 @@ func buildTCPLinger(b *builder, n int) {
 		open()
 		b.must(regTemp, unix.SYS_SHUTDOWN, reg(regOut), imm(unix.SHUT_WR))
 	}
+	impatient := func() {
+		b.tcpPair(loopback4)
+		b.option(regOut, unix.IPPROTO_TCP, unix.TCP_LINGER2, math.MaxUint32) // -1
+		b.must(regTemp, unix.SYS_SHUTDOWN, reg(regOut), imm(unix.SHUT_WR))
+	}
 	kinds := b.windows(open, dies("server"))
-	b.trees(n, append(kinds, b.pairs(finished, dies("server"),
-		way{"after a FIN", func() { b.pollFor(regIn, 0) }})...)...)
+	for _, end := range []func(){finished, impatient} {
+		kinds = append(kinds, b.pairs(end, dies("server"), way{"after a FIN", func() { b.pollFor(regIn, 0) }})...)
+	}
+	b.trees(n, kinds...)
 }
 
 func buildTCPClosing(b *builder, n int) {

@@ -85,6 +85,8 @@ type builder struct {
 	turns            map[int32]turns
 
 	plain []int32 // by process: threads that sleep plainly, wherever
+	// brokenTracees are who, woken by the loss of a source, stop at SIGPIPE for their tracers.
+	brokenTracees []brokenTracee
 
 	// Scratch. explained goes by file of the object explainedOf, whose first is
 	// explainedFrom; seen is the last file for which a process was counted, plus one.
@@ -95,6 +97,8 @@ type builder struct {
 	keys          []uint64
 	gathered      []sleeper
 }
+
+type brokenTracee struct{ process, source int32 }
 
 func newBuilder(s *Snapshot) *builder {
 	b := &builder{
@@ -143,7 +147,11 @@ func (b *builder) object(o int32, obj *Object) {
 			b.eachFile(o, obj, v, side, counted)
 			continue
 		}
+		before := len(b.sources)
 		b.side(o, obj, v, side, counted, false)
+		if len(b.sources) > before {
+			b.stops(side, v, int32(before))
+		}
 		if b.linksToDeadly(v) || slices.ContainsFunc(v.sleepers, func(s sleeper) bool { return b.breaks(side, s) }) {
 			b.side(o, obj, v, side, counted, true)
 		}
@@ -202,6 +210,15 @@ func (b *builder) linksToDeadly(v view) bool {
 // breaks reports whether who sleeps on a pipe dies when a side of it goes: by SIGPIPE.
 func (b *builder) breaks(side side, s sleeper) bool {
 	return s.writes && side.end == EndRead && b.processes[s.process].AnyThread.Deadly.Has(sigPIPE)
+}
+
+// stops notes which of the sleepers that a source wakes stop at SIGPIPE.
+func (b *builder) stops(side side, v view, source int32) {
+	for _, s := range v.sleepers {
+		if s.writes && side.end == EndRead && b.processes[s.process].AnyThread.Trapped.Has(sigPIPE) {
+			b.brokenTracees = append(b.brokenTracees, brokenTracee{s.process, source})
+		}
+	}
 }
 
 // woken collects the sleepers whom the end of a side of obj wakes: those who only wake,

@@ -77,8 +77,8 @@ func (e *exits) all() {
 		k, proc := &e.kin[p], &e.processes[p]
 		e.notify(p)
 		e.queue(ChannelPidfd, p, k.ExitQueue)
-		if k.Vfork && k.Parent >= 0 && e.alive[k.Parent] {
-			e.source(ChannelChild, []int32{p}, []int32{k.Parent})
+		if k.VforkCaller >= 0 {
+			e.source(ChannelChild, []int32{p}, []int32{k.VforkCaller})
 		}
 		if k.Parent >= 0 && proc.ParentDeathSignal != 0 {
 			bereaved[k.Parent] = append(bereaved[k.Parent], bereft{p, proc.ParentDeathSignal, &proc.Signals})
@@ -113,6 +113,12 @@ func (e *exits) all() {
 		if p := int32(i); e.alive[p] {
 			e.bereave(p, bereaved[p])
 			e.detach(p, tracees[p])
+		}
+	}
+	for _, s := range e.brokenTracees {
+		tracer, holders := e.kin[s.process].Tracer, e.holders.row(s.source)
+		if tracer >= 0 && len(holders) > 0 {
+			e.relayed(slices.Clone(holders), e.notice(tracer, s.process))
 		}
 	}
 	e.orphanedGroups()

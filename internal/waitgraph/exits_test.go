@@ -14,7 +14,7 @@ func family() *Snapshot {
 	s := &Snapshot{Processes: people(3)}
 	for p := range s.Processes {
 		s.Processes[p].PGID, s.Processes[p].SID = 100, 100
-		s.Kin = append(s.Kin, Kin{Parent: int32(p - 1), Tracer: -1, ExitSignal: sigCHLD, ExitQueue: -1, SignalQueue: -1})
+		s.Kin = append(s.Kin, Kin{Parent: int32(p - 1), Tracer: -1, VforkCaller: -1, ExitSignal: sigCHLD, ExitQueue: -1, SignalQueue: -1})
 	}
 	s.Processes[0].NamespaceInit = true
 	return s
@@ -95,7 +95,7 @@ func TestExits(t *testing.T) {
 		{"a subreaper adopts before init does", func(s *Snapshot) {
 			s.Processes = append(s.Processes, people(4)[3])
 			s.Processes[3].PGID, s.Processes[3].SID = 100, 100
-			s.Kin = append(s.Kin, Kin{Parent: 2, Tracer: -1, ExitSignal: sigCHLD, ExitQueue: -1, SignalQueue: -1})
+			s.Kin = append(s.Kin, Kin{Parent: 2, Tracer: -1, VforkCaller: -1, ExitSignal: sigCHLD, ExitQueue: -1, SignalQueue: -1})
 			s.Kin[1].Subreaper = true
 			catches(s, 0, sigCHLD)
 			catches(s, 1, sigCHLD)
@@ -145,7 +145,7 @@ func TestExits(t *testing.T) {
 			s.Processes[1].Deadly = s.Processes[1].Deadly.With(sigKILL)
 		}, []string{"parent-death: [0] -> [1], which die", "parent-death: [1] -> [2], which die"}},
 		{"vfork", func(s *Snapshot) {
-			s.Kin[2].Vfork = true
+			s.Kin[2].VforkCaller = 1
 			s.Processes[1].State = 'D'
 		}, []string{"child: [2] -> [1]"}},
 		{"parent-death signal", func(s *Snapshot) {
@@ -193,6 +193,19 @@ func TestExits(t *testing.T) {
 			s.Processes[2].Trapped = s.Processes[2].Trapped.With(15)
 			waitsFor(s, ChildWait{Process: 0, Child: -1})
 		}, []string{"child: [1 2] -> [0]", "child: [1] -> [0]", "child: [1] -> [0], relayed", "child: [2] -> [0]", "parent-death: [1] -> [2]"}},
+		{"a traced writer stops at SIGPIPE", func(s *Snapshot) {
+			s.Objects = []Object{{Channel: ChannelPipe, Readers: 1, Writers: 1}}
+			s.Files = []File{{End: EndWrite, Refs: 1}, {End: EndRead, Refs: 1}}
+			s.Descriptors = []Descriptor{open(1, 0, 1), open(2, 1, 0)}
+			s.Sleepers = []Sleeper{writes(1)}
+			s.Kin[1].Tracer = 0
+			s.Processes[1].AnyThread.Trapped = SignalSet(0).With(sigPIPE)
+			waitsFor(s, ChildWait{Process: 0, Child: 1})
+		}, []string{"child: [1] -> [0]", "child: [2] -> [0], relayed", "pipe: [2] -> [1]"}},
+		{"vfork with CLONE_PARENT: a sibling waits", func(s *Snapshot) {
+			s.Kin[2].Parent, s.Kin[2].VforkCaller = 0, 1
+			s.Processes[1].State = 'D'
+		}, []string{"child: [2] -> [1]"}},
 		{"parent-death signal of a thread", func(s *Snapshot) {
 			th := Thread{Process: 2, Tracer: -1, ExitQueue: -1, ParentDeathSignal: 15}
 			th.Signals.Accepted, th.Signals.Interruptible = th.Signals.Accepted.With(15), th.Signals.Interruptible.With(15)
@@ -253,7 +266,7 @@ func TestExits(t *testing.T) {
 			more := people(5)[3:]
 			s.Processes = append(s.Processes, more...)
 			for p := 3; p < 5; p++ { // 1 is the parent of 2, 3 that of 4
-				s.Kin = append(s.Kin, Kin{Parent: int32(p - 1), Tracer: -1, ExitSignal: sigCHLD, ExitQueue: -1, SignalQueue: -1})
+				s.Kin = append(s.Kin, Kin{Parent: int32(p - 1), Tracer: -1, VforkCaller: -1, ExitSignal: sigCHLD, ExitQueue: -1, SignalQueue: -1})
 				s.Processes[p].PGID, s.Processes[p].SID = 103, 100
 			}
 			s.Kin[3].Parent = 0
@@ -262,7 +275,7 @@ func TestExits(t *testing.T) {
 		{"stopped job with a member whose parent is in it", func(s *Snapshot) {
 			s.Processes[0].SID = 1
 			s.Processes = append(s.Processes, people(4)[3])
-			s.Kin = append(s.Kin, Kin{Parent: 2, Tracer: -1, ExitQueue: -1, SignalQueue: -1})
+			s.Kin = append(s.Kin, Kin{Parent: 2, Tracer: -1, VforkCaller: -1, ExitQueue: -1, SignalQueue: -1})
 			for p := 2; p < 4; p++ {
 				s.Processes[p].PGID, s.Processes[p].SID, s.Processes[p].Stopped = 102, 100, true
 			}

@@ -246,8 +246,9 @@ type Sleeper struct {
 	Line     int32
 	PassedOn bool
 
-	// Writes is set for who is blocked in a write to a pipe: once nobody can read
-	// any more it fails, and sends the thread SIGPIPE (anon_pipe_write).
+	// Writes is set for who is blocked in a write to a pipe, and does not block SIGPIPE:
+	// once nobody can read any more the write fails, and sends the thread that
+	// (anon_pipe_write).
 	Writes bool
 }
 
@@ -259,8 +260,9 @@ type Kin struct {
 	// OfThread is set where a thread forked it that is not its process's leader:
 	// the kernel sends the signal to that thread.
 	OfThread bool
-	// Vfork is set while the parent waits for the exec or exit (CLONE_VFORK).
-	Vfork bool
+	// VforkCaller waits in a call for the exec or exit (CLONE_VFORK): the parent, or with
+	// CLONE_PARENT a sibling.
+	VforkCaller int32
 	// KilledByTracer is set where the tracer's death kills (PTRACE_O_EXITKILL).
 	KilledByTracer bool
 	Subreaper      bool  // adopts orphans below it (PR_SET_CHILD_SUBREAPER)
