@@ -17,7 +17,7 @@
 #   make vmtest-arm64   the same under emulated arm64 kernels (a quarter of an hour)
 #   make vmtest-scale   10,000 processes; a cgroup of 64 MiB; 20 MiB left: in machines of 2 GiB
 #   make incident   the incident, staged with a swap disk in fresh machines: tables and picture of docs/incident.md
-#                   (115 boots: some two hours on two processors)
+#                   (115 boots: a little more than an hour on two processors)
 #                   INCIDENT_RUNS=5 INCIDENT_KERNELS=6.1,6.12,7 INCIDENT_STRATEGIES=all
 #                   INCIDENT_ARM64_KERNELS=6.12 INCIDENT_ARM64_STRATEGIES=servers,bpfkill
 #                   INCIDENT_CPUS=2 INCIDENT_MEMORY_MIB=512 INCIDENT_SERVERS=128 INCIDENT_ROUTER_MIB=8
@@ -138,6 +138,7 @@ programs:
 	BPFKILL_TEST_PROGRAMS=1 $(GO) test ./cmd/bpfkill -count=1 -run '^TestPrograms$$' -v -timeout 30m
 
 vmtest-arm64:
+	VMTEST_ARCH=arm64 scripts/setup
 	VMTEST_ARCH=arm64 $(GO) run ./vmtests/kernels $(subst $(comma), ,$(VMTEST_KERNELS)) 6.1 6.12 7
 	VMTEST=1 VMTEST_ARCH=arm64 VMTEST_KERNELS=$(or $(VMTEST_KERNELS),6.12$(comma)7) \
 		$(GO) test ./vmtests -count=1 -run TestKernels -v -timeout $(VMTEST_TIMEOUT)

@@ -93,14 +93,12 @@ func addTree(files map[string]string, from, to string) error {
 }
 
 // run runs go build or go test -c. Symbol tables are left out: the initramfs
-// lives in the guest's memory, and stack traces work without them.
+// lives in the guest's memory, and stack traces work without them. Tags are said even
+// where there are none: go may be set to others (go env -w).
 func (b *builder) run(ctx context.Context, verb, out, pkg string) error {
-	args := []string{verb, "-ldflags=-s -w", "-trimpath", "-o", out}
+	args := []string{verb, "-ldflags=-s -w", "-trimpath", "-o", out, "-tags=" + b.tags}
 	if verb == "test" {
 		args = append(args, "-c")
-	}
-	if b.tags != "" {
-		args = append(args, "-tags="+b.tags)
 	}
 	cmd := exec.CommandContext(ctx, "go", append(args, pkg)...)
 	cmd.Dir = b.root

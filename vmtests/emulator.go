@@ -46,7 +46,7 @@ var (
 // Emulator returns the machine's own QEMU, or the one in the cache if that is too
 // old. The error is [ErrNotCached] where there is neither.
 func (c *Cache) Emulator(ctx context.Context) (*Emulator, error) {
-	version, err := recentQEMU(ctx, c.Arch.QEMU)
+	version, err := recentQEMU(ctx, c.Arch.Name, c.Arch.QEMU)
 	if err == nil {
 		return &Emulator{Command: c.Arch.QEMU, Version: version}, nil
 	}
@@ -93,7 +93,7 @@ func (c *Cache) FetchEmulator(ctx context.Context) (*Emulator, error) {
 		return nil, err
 	}
 	e := Emulator{Command: filepath.Join("usr/bin", c.Arch.QEMU), Data: []string{"usr/share/qemu", "usr/share/seabios"}}
-	if e.Version, err = recentQEMU(ctx, filepath.Join(root, e.Command)); err != nil {
+	if e.Version, err = recentQEMU(ctx, c.Arch.Name, filepath.Join(root, e.Command)); err != nil {
 		return nil, fmt.Errorf("the QEMU of %s: %w", emulatorSuite, err)
 	}
 	if err := c.store(emulatorPlace, root, e); err != nil {
@@ -103,10 +103,10 @@ func (c *Cache) FetchEmulator(ctx context.Context) (*Emulator, error) {
 }
 
 // recentQEMU returns the version of a QEMU that is recent enough.
-func recentQEMU(ctx context.Context, command string) (string, error) {
+func recentQEMU(ctx context.Context, arch, command string) (string, error) {
 	out, err := output(ctx, "", command, "--version")
 	if errors.Is(err, exec.ErrNotFound) {
-		return "", fmt.Errorf("%w: make setup installs it", err)
+		return "", fmt.Errorf("%w: VMTEST_ARCH=%s make setup installs it", err, arch)
 	}
 	if err != nil {
 		return "", err

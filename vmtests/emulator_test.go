@@ -30,7 +30,7 @@ func TestEmulator(t *testing.T) {
 		{"nothing", "", "no version"},
 	} {
 		fakeQEMU(t, own, tc.says)
-		version, err := recentQEMU(t.Context(), own)
+		version, err := recentQEMU(t.Context(), "amd64", own)
 		if tc.err == "" && (err != nil || version != tc.version) {
 			t.Errorf("%q: %q, %v; want %q", tc.says, version, err, tc.version)
 		}

@@ -6,6 +6,7 @@ import (
 	"image/color"
 	"math"
 	"os"
+	"strings"
 
 	"github.com/bpfkill/bpfkill/vmtests/incident"
 	"gonum.org/v1/plot"
@@ -150,8 +151,8 @@ func bytesText(b float64) string {
 	for ; b >= 1024 && i < len(units)-1; i++ {
 		b /= 1024
 	}
-	if b >= 10 || b == math.Trunc(b) {
+	if b >= 9.95 {
 		return fmt.Sprintf("%.0f %s", b, units[i])
 	}
-	return fmt.Sprintf("%.1f %s", b, units[i])
+	return strings.TrimSuffix(fmt.Sprintf("%.1f", b), ".0") + " " + units[i]
 }

@@ -187,6 +187,9 @@ func (m *Machine) Table() string {
 	}
 	for _, g := range m.Groups {
 		for _, r := range g.Results {
+			if r.Boots > 1 {
+				fmt.Fprintf(&b, "\nRun %d of `%s`: the first machine died, and this is the second.\n", r.Run, g.Strategy.Title)
+			}
 			if r.Trouble != "" {
 				fmt.Fprintf(&b, "\nRun %d of `%s` failed: %s\n", r.Run, g.Strategy.Title, r.Trouble)
 			}
