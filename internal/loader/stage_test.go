@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -220,27 +221,30 @@ var roles = map[string]func() error{
 		signal.Ignore(unix.SIGCHLD)
 		return untilEOF()
 	},
-	"drain":       drain,
-	"echo":        echo,
-	"echo-thread": func() error { return onThread(echo) },
-	"map":         mapShared(unix.PROT_READ | unix.PROT_WRITE),
-	"map-read":    mapShared(unix.PROT_READ),
-	"idle":        untilEOF,
-	"share":       sharedTable,
-	"lone":        loneReader,
-	"snapshot":    snapshotInside,
-	"armed":       armedInside,
-	"batch":       batchInside,
-	"breed":       breed,
-	"lock":        takeLock,
-	"robust":      ownRobust,
-	"reaper":      reap,
-	"parent":      parentOfOne,
-	"sleep":       sleepOn,
-	"obey":        obey,
-	"relay":       relay,
-	"ping":        ping,
-	"pong":        pong,
+	"drain":        drain,
+	"echo":         echo,
+	"echo-thread":  func() error { return onThread(echo) },
+	"map":          mapShared(unix.PROT_READ | unix.PROT_WRITE),
+	"map-read":     mapShared(unix.PROT_READ),
+	"idle":         untilEOF,
+	"unheard":      func() error { return parentOfUnheard(false) },
+	"unheard-exec": func() error { return parentOfUnheard(true) },
+	"vfork":        vforkSibling,
+	"share":        sharedTable,
+	"lone":         loneReader,
+	"snapshot":     snapshotInside,
+	"armed":        armedInside,
+	"batch":        batchInside,
+	"breed":        breed,
+	"lock":         takeLock,
+	"robust":       ownRobust,
+	"reaper":       reap,
+	"parent":       parentOfOne,
+	"sleep":        sleepOn,
+	"obey":         obey,
+	"relay":        relay,
+	"ping":         ping,
+	"pong":         pong,
 }
 
 var scratch [64]byte
@@ -291,6 +295,51 @@ func untilEOF() error {
 	fmt.Println("ready")
 	_, err := io.Copy(io.Discard, os.Stdin)
 	return err
+}
+
+// parentOfUnheard has a child that was cloned to send nothing at its end, and then, with
+// anew, runs another program.
+func parentOfUnheard(anew bool) error {
+	runtime.LockOSThread()
+	if errno := cloneToEOF(0); errno != 0 {
+		return errno
+	}
+	if !anew {
+		return untilEOF()
+	}
+	if err := os.Setenv(roleVariable, "idle"); err != nil {
+		return err
+	}
+	return unix.Exec("/proc/self/exe", os.Args, os.Environ())
+}
+
+// vforkSibling waits in vfork for a child of its parent.
+func vforkSibling() error {
+	debug.SetGCPercent(-1) // which would wait for that thread
+	go func() {
+		runtime.LockOSThread()
+		fmt.Println("ready")
+		cloneToEOF(unix.CLONE_VFORK | unix.CLONE_PARENT | uintptr(unix.SIGCHLD))
+	}()
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// cloneToEOF clones a process that lives until standard input ends.
+//
+//go:norace
+//go:nosplit
+func cloneToEOF(flags uintptr) unix.Errno {
+	pid, _, errno := unix.RawSyscall6(unix.SYS_CLONE, flags, 0, 0, 0, 0, 0)
+	if errno != 0 || pid != 0 {
+		return errno
+	}
+	for {
+		n, _, errno := unix.RawSyscall(unix.SYS_READ, 0, uintptr(unsafe.Pointer(&scratch)), 1)
+		if n == 0 || errno != 0 && errno != unix.EINTR {
+			unix.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+		}
+	}
 }
 
 // withClone clones a process with one thread, which sleeps in a system call and dies
