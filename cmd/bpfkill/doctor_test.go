@@ -122,7 +122,9 @@ func TestDoctorWithoutPrivileges(t *testing.T) {
 	}
 }
 
-// TestDoctorIsRight: what the doctor says of each engine is what a kill by it comes to.
+// TestDoctorIsRight: what the doctor says of each engine, of the corral, the early reap and
+// the measurement is what kills come to. Of the tripwire, which the doctor has killed somebody,
+// see the tests of internal/loader.
 func TestDoctorIsRight(t *testing.T) {
 	nstest.Require(t)
 	mount, err := cgroup2.Mount()
@@ -144,6 +146,47 @@ func TestDoctorIsRight(t *testing.T) {
 		if o := runBpfkill(t, "--target", storm.Target, "--timeout", "2m", "--output", "json"); o.status != exitGone || o.report.Engine != d.Engine {
 			t.Errorf("the doctor says that auto takes %q; a kill took %q, exit status %d", d.Engine, o.report.Engine, o.status)
 		}
+	})
+	agrees := func(t *testing.T, feature string, works bool) {
+		t.Helper()
+		if (answers[feature] == report.Yes) != works {
+			t.Errorf("the doctor says %q of %s; in a kill it worked: %v", answers[feature], feature, works)
+		}
+	}
+	swappedOut := func(t *testing.T, topology string) {
+		t.Helper()
+		nstest.SwapSpace(t)
+		if _, err := stageWith(t, storm.Options{Topology: topology, Processes: 4, MemBytes: 1 << 20}).SwapOut(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Run("early reap", func(t *testing.T) {
+		swappedOut(t, "sleepers")
+		o := runBpfkill(t, "--target", storm.Target, "--timeout", "2m", "--output", "json")
+		if o.status != exitGone || o.report.Result.Window.Reap.Swapped != 4 {
+			t.Fatalf("exit status %d, %+v", o.status, o.report.Result)
+		}
+		w := o.report.Result.Window
+		agrees(t, "corral", w.Corral.Threads > 0)
+		agrees(t, "process_mrelease", w.Reap.Reaped == 4)
+	})
+	t.Run("measurement", func(t *testing.T) {
+		swappedOut(t, "herd")
+		o := runBpfkill(t, "--target", storm.Target, "--dependents", "none", "--timeout", "2m", "--output", "json")
+		if o.status != exitGone {
+			t.Fatalf("exit status %d, %+v", o.status, o.report.Result)
+		}
+		wakes, swapIns := 0, 0
+		for _, w := range o.report.Result.Wakes {
+			if w.Channel == "pipe" {
+				wakes++
+				if w.SwapIns != nil && *w.SwapIns > 0 {
+					swapIns++
+				}
+			}
+		}
+		agrees(t, "wakes measured", wakes == 4)
+		agrees(t, "swap-ins of the woken", swapIns == 4)
 	})
 	for engine, feature := range map[string]string{engineBatch: "batch engine", engineLoop: "loop engine", engineCgroup: "cgroup.kill"} {
 		t.Run(engine, func(t *testing.T) {

@@ -96,7 +96,12 @@ func runTool(t *testing.T, cmd *exec.Cmd) toolRun {
 // stage starts a storm and waits until everybody sleeps.
 func stage(t *testing.T, topology string, n int) *storm.Storm {
 	t.Helper()
-	s, err := storm.Start(t.Context(), storm.Options{Topology: topology, Processes: n})
+	return stageWith(t, storm.Options{Topology: topology, Processes: n})
+}
+
+func stageWith(t *testing.T, options storm.Options) *storm.Storm {
+	t.Helper()
+	s, err := storm.Start(t.Context(), options)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -62,6 +62,15 @@ func (p *process) does(t *testing.T, format string, args ...any) {
 	}
 }
 
+// obedient starts a process that carries out commands. It runs its own program, and has
+// that one's name, when this returns.
+func obedient(t *testing.T, files ...*os.File) *process {
+	t.Helper()
+	p := start(t, "obey", nil, files...)
+	p.does(t, "nothing")
+	return p
+}
+
 // obey is a role: it carries out commands about its descriptors from 3 on.
 func obey() error {
 	commands := bufio.NewScanner(os.Stdin)
@@ -109,7 +118,7 @@ func wakeFutex(fd uintptr) error {
 // the other end of a file.
 func poker(t *testing.T, ours, theirs *os.File) *process {
 	t.Helper()
-	p := start(t, "obey", nil, theirs)
+	p := obedient(t, theirs)
 	readFrom(t, ours)
 	return p
 }
@@ -137,7 +146,7 @@ func TestWatcherNamesChannels(t *testing.T) {
 			fd, err := unix.MemfdCreate("futex", 0)
 			page := file(t, fd, err)
 			must(t, unix.Ftruncate(fd, int64(os.Getpagesize())))
-			p := start(t, "obey", nil, page)
+			p := obedient(t, page)
 			r, err := mapRobust(page.Fd())
 			must(t, err)
 			sleepIn(t, unix.SYS_FUTEX, uintptr(unsafe.Pointer(&r.futex)), 0, 0, 0, 0, 0)
@@ -147,7 +156,7 @@ func TestWatcherNamesChannels(t *testing.T) {
 			fd, err := unix.MemfdCreate("lock", 0)
 			ours := file(t, fd, err)
 			fd, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDWR, 0)
-			p := start(t, "obey", nil, file(t, fd, err))
+			p := obedient(t, file(t, fd, err))
 			p.does(t, "lock 3")
 			sleepIn(t, unix.SYS_FLOCK, ours.Fd(), unix.LOCK_EX)
 			return p
@@ -158,7 +167,7 @@ func TestWatcherNamesChannels(t *testing.T) {
 			fd, err := unix.EpollCreate1(0)
 			instance := file(t, fd, err)
 			must(t, unix.EpollCtl(fd, unix.EPOLL_CTL_ADD, int(ours.Fd()), &unix.EpollEvent{Events: unix.EPOLLIN}))
-			p := start(t, "obey", nil, theirs)
+			p := obedient(t, theirs)
 			sleepIn(t, unix.SYS_EPOLL_PWAIT, instance.Fd(), uintptr(unsafe.Pointer(&events)), 1, ^uintptr(0), 0, 8)
 			return p
 		}},
@@ -192,7 +201,7 @@ func TestWatcherNamesExits(t *testing.T) {
 	} {
 		t.Run(channel.String(), func(t *testing.T) {
 			w := newWatcher(t, WatcherOptions{})
-			p := start(t, "obey", nil)
+			p := obedient(t)
 			wait(t, p.PID)
 			v := take(t)
 			from, to := v.process(t, p.PID), v.process(t, selfPID)
@@ -218,7 +227,7 @@ func TestWatcherSeesStops(t *testing.T) {
 
 func TestWatcherSeesSignals(t *testing.T) {
 	w := newWatcher(t, WatcherOptions{})
-	p, sleeper := start(t, "obey", nil), start(t, "sleep", nil)
+	p, sleeper := obedient(t), start(t, "sleep", nil)
 	sleeper.says(t)
 	sleeper.willTakeSignal(t)
 	v := take(t)
@@ -235,7 +244,7 @@ func TestWatcherSeesSignals(t *testing.T) {
 func TestWatcherFollowsOneStep(t *testing.T) {
 	w := newWatcher(t, WatcherOptions{})
 	toB, toA, toC := newPipe(t), newPipe(t), newPipe(t)
-	a := start(t, "obey", nil, toB.w)
+	a := obedient(t, toB.w)
 	b := start(t, "relay", nil, toB.r, toA.w, toC.w)
 	b.asleep(t, unix.SYS_READ)
 	back := start(t, "read", nil, toA.r)
@@ -278,7 +287,7 @@ func TestWatcherForgetsTheDead(t *testing.T) {
 	w := newWatcher(t, WatcherOptions{Processes: 8, Contacts: 16})
 	w.grace = 20 * time.Millisecond
 	pipe := newPipe(t)
-	a := start(t, "obey", nil, pipe.w)
+	a := obedient(t, pipe.w)
 	A := take(t).process(t, a.PID)
 	must(t, w.Watch([]waitgraph.KernelIdentity{A.KernelIdentity()}))
 	for range 20 {
@@ -324,7 +333,7 @@ func relay() error {
 func TestWatcherCountsLosses(t *testing.T) {
 	w := newWatcher(t, WatcherOptions{Processes: 8, Contacts: 1})
 	one, two := newPipe(t), newPipe(t)
-	p := start(t, "obey", nil, one.w, two.w)
+	p := obedient(t, one.w, two.w)
 	for _, pipe := range []*testPipe{one, two} {
 		start(t, "read", nil, pipe.r).asleep(t, unix.SYS_READ)
 	}
