@@ -100,7 +100,11 @@ func buildPtracePipe(b *builder, n int) {
 		open: func() { b.pipe(regIn, regOut) },
 		shut: func() { b.closeFD(regOut) },
 		children: []*node{{
-			role: "writer", wakes: []when{{deaths: []string{"server"}, effect: Stirs}},
+			role: "writer",
+			wakes: []when{
+				{deaths: []string{"server"}, effect: Stirs},
+				{deaths: []string{"server", "tracer"}, effect: Dies},
+			},
 			open: func() { b.closeFD(regIn) },
 			wait: func() { b.fillPipe(regOut); b.write(regOut, unix.Getpagesize()) },
 			children: []*node{{
