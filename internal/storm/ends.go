@@ -143,12 +143,15 @@ func (b *builder) fillPipe(fd int) {
 	b.must(regTemp, unix.SYS_WRITE, reg(fd), imm(b.base()), imm(page))
 }
 
+// writeToFull fills a pipe and blocks in a write to it.
+func (b *builder) writeToFull(fd int) {
+	b.fillPipe(fd)
+	b.write(fd, unix.Getpagesize())
+}
+
 // brokenPipes is a server that reads from a writer, which reads from another: neither
 // has anything against SIGPIPE.
 func (b *builder) brokenPipes() *node {
-	writing := func(fd int) func() {
-		return func() { b.fillPipe(fd); b.write(fd, unix.Getpagesize()) }
-	}
 	return &node{
 		comm: Target, role: "server",
 		open: func() { b.pipe(regIn, regOut) },
@@ -157,11 +160,11 @@ func (b *builder) brokenPipes() *node {
 			role: "writer", wakes: diesOf("server"),
 			open: func() { b.closeFD(regIn); b.pipe(regIn2, regOut2) },
 			shut: func() { b.closeFD(regOut2) },
-			wait: writing(regOut),
+			wait: func() { b.writeToFull(regOut) },
 			children: []*node{{
 				role: "writer's writer", wakes: diesOf("writer"),
 				open: func() { b.closeFD(regOut); b.closeFD(regIn2) },
-				wait: writing(regOut2),
+				wait: func() { b.writeToFull(regOut2) },
 			}},
 		}},
 	}
@@ -180,8 +183,7 @@ func (b *builder) heldSignal() *node {
 			aside: func() { b.blockAside(unix.SYS_PPOLL) },
 			wait: func() {
 				b.hold(unix.SIGPIPE)
-				b.fillPipe(regOut)
-				b.write(regOut, unix.Getpagesize())
+				b.writeToFull(regOut)
 			},
 		}},
 	}

@@ -52,8 +52,7 @@ var ioUringTopologies = []Topology{
 				open: func() { b.must(regIn, unix.SYS_EVENTFD2, imm(0), imm(unix.EFD_CLOEXEC)) },
 				shut: func() {
 					b.ring(regFD)
-					b.store(imm(b.scratch), scratchPipe, reg(regIn))
-					b.must(regTemp, unix.SYS_IO_URING_REGISTER, reg(regFD), imm(ioringRegisterEventfd), imm(b.scratch+scratchPipe), imm(1))
+					b.ringRegister(ioringRegisterEventfd, regIn)
 					b.pipe(regIn2, regOut2)
 					b.ringPoll(regIn2)
 					b.must(regTemp, unix.SYS_IO_URING_ENTER, reg(regFD), imm(1), imm(0), imm(0), imm(0), imm(0))
@@ -97,9 +96,14 @@ func (b *builder) ring(fd int) {
 // ringHolds has a ring hold a descriptor.
 func (b *builder) ringHolds(fd int) {
 	b.ring(regFD)
-	b.store(imm(b.scratch), scratchPipe, reg(fd))
-	b.must(regTemp, unix.SYS_IO_URING_REGISTER, reg(regFD), imm(ioringRegisterFiles), imm(b.scratch+scratchPipe), imm(1))
+	b.ringRegister(ioringRegisterFiles, fd)
 	// The register is free for others; the descriptor stays.
+}
+
+// ringRegister gives the ring in regFD a descriptor to use.
+func (b *builder) ringRegister(what, fd int) {
+	b.store(imm(b.scratch), scratchPipe, reg(fd))
+	b.must(regTemp, unix.SYS_IO_URING_REGISTER, reg(regFD), imm(what), imm(b.scratch+scratchPipe), imm(1))
 }
 
 // ringPoll puts a poll of fd into the ring in regFD, of which that is the first request.

@@ -106,7 +106,7 @@ func buildPtracePipe(b *builder, n int) {
 				{deaths: []string{"server", "tracer"}, effect: Dies},
 			},
 			open: func() { b.closeFD(regIn) },
-			wait: func() { b.fillPipe(regOut); b.write(regOut, unix.Getpagesize()) },
+			wait: func() { b.writeToFull(regOut) },
 			children: []*node{{
 				role: "tracer", wakes: anyDies("server", "writer"), after: "writer",
 				open: func() { b.closeFD(regOut) },

@@ -207,15 +207,18 @@ func (b *builder) linksToDeadly(v view) bool {
 	return slices.ContainsFunc(v.links, func(to int32) bool { return b.objects[to].Deadly })
 }
 
+// loses reports whether who sleeps on a pipe is sent SIGPIPE when a side of it goes.
+func (s sleeper) loses(side side) bool { return s.writes && side.end == EndRead }
+
 // breaks reports whether who sleeps on a pipe dies when a side of it goes: by SIGPIPE.
 func (b *builder) breaks(side side, s sleeper) bool {
-	return s.writes && side.end == EndRead && b.processes[s.process].AnyThread.Deadly.Has(sigPIPE)
+	return s.loses(side) && b.processes[s.process].AnyThread.Deadly.Has(sigPIPE)
 }
 
 // stops notes which of the sleepers that a source wakes stop at SIGPIPE.
 func (b *builder) stops(side side, v view, source int32) {
 	for _, s := range v.sleepers {
-		if s.writes && side.end == EndRead && b.processes[s.process].AnyThread.Trapped.Has(sigPIPE) {
+		if s.loses(side) && b.processes[s.process].AnyThread.Trapped.Has(sigPIPE) {
 			b.brokenTracees = append(b.brokenTracees, brokenTracee{s.process, source})
 		}
 	}

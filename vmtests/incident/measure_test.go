@@ -49,43 +49,36 @@ func number(text []byte, word string) uint64 {
 	return n
 }
 
-// taskCounters count something about processes, each with a counter of its own that
-// outlives the process.
-type taskCounters map[int]int // pid -> descriptor
+// faultCounters count major faults, of each process with a counter of its own that
+// outlives it.
+type faultCounters map[int]int // pid -> descriptor
 
-// countFaults counts major faults.
-func countFaults(t *testing.T, pids []int) taskCounters {
-	t.Helper()
-	return countEach(t, pids, unix.PerfEventAttr{
-		Type: unix.PERF_TYPE_SOFTWARE, Config: unix.PERF_COUNT_SW_PAGE_FAULTS_MAJ,
-	})
-}
-
-func countEach(t *testing.T, pids []int, attr unix.PerfEventAttr) taskCounters {
+func countFaults(t *testing.T, pids []int) faultCounters {
 	t.Helper()
 	limit := unix.Rlimit{Cur: 1 << 16, Max: 1 << 16}
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
+	attr := unix.PerfEventAttr{Type: unix.PERF_TYPE_SOFTWARE, Config: unix.PERF_COUNT_SW_PAGE_FAULTS_MAJ}
 	attr.Size = uint32(unsafe.Sizeof(attr))
-	fds := taskCounters{}
+	fds := faultCounters{}
 	for _, pid := range pids {
 		fd, err := unix.PerfEventOpen(&attr, pid, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
 		if err != nil {
-			t.Fatalf("count what %d does: %v", pid, err)
+			t.Fatalf("count the faults of %d: %v", pid, err)
 		}
 		fds[pid] = fd
 	}
 	return fds
 }
 
-func (c taskCounters) read(t *testing.T) map[int]uint64 {
+func (c faultCounters) read(t *testing.T) map[int]uint64 {
 	t.Helper()
 	counts := map[int]uint64{}
 	for pid, fd := range c {
 		var b [8]byte
 		if _, err := unix.Read(fd, b[:]); err != nil {
-			t.Fatalf("read what %d did: %v", pid, err)
+			t.Fatalf("read the faults of %d: %v", pid, err)
 		}
 		counts[pid] = binary.NativeEndian.Uint64(b[:])
 		unix.Close(fd)
