@@ -17,6 +17,7 @@
 #include "locks.h"
 #include "notify.h"
 #include "sem.h"
+#include "futex.h"
 #include "walk.h"
 
 #define SA_NOCLDSTOP 1
@@ -387,8 +388,10 @@ int processes(struct bpf_iter__task *ctx)
 
 	if (!task)
 		return 0;
-	if (!listing)
+	if (!listing) {
 		fill_undo(task);
+		push_owned(task);
+	}
 	if (task->pid != task->tgid) {
 		write_thread(seq, task);
 		return 0;

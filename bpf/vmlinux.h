@@ -569,6 +569,29 @@ struct sysv_sem {
 	struct sem_undo_list *undo_list;
 };
 
+struct rt_mutex_base { /* struct rt_mutex until v5.14, 830e6acc8a1c */
+	struct rb_root_cached waiters;
+};
+
+struct rt_waiter_node {
+	struct rb_node entry;
+};
+
+struct rt_mutex_waiter {
+	struct rt_waiter_node tree; /* since v6.5, f7853c342418 */
+	struct task_struct *task;
+};
+
+struct rt_mutex_waiter___plain {
+	struct rb_node tree_entry;
+};
+
+struct futex_pi_state {
+	struct list_head list;
+	struct rt_mutex_base pi_mutex;
+	struct task_struct *owner;
+};
+
 struct task_struct {
 	unsigned int __state; /* since v5.14, 2f064a59a11f */
 	unsigned int flags;
@@ -597,6 +620,7 @@ struct task_struct {
 	struct css_set *cgroups;
 	struct nsproxy *nsproxy;
 	struct sysv_sem sysvsem;
+	struct list_head pi_state_list;
 	char comm[16];
 };
 

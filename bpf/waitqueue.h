@@ -34,6 +34,8 @@ const volatile __u64 sleepers_per_queue = 32768;
 #define LIST_MARKS 8 /* the marks of inotify and fanotify on something */
 #define LIST_UNDOS 9 /* the sets of semaphores that an exit changes */
 #define LIST_SEM_WAITERS 10
+#define LIST_PI_STATES 11 /* the contended mutexes with priority inheritance of a thread */
+#define LIST_PI_WAITERS 12 /* who waits for one: an rbtree */
 
 struct queue {
 	__u64 head; /* address of the list head */
@@ -84,10 +86,16 @@ static __always_inline bool first_visit(__u64 id)
 	return !err;
 }
 
+/* Whether a list is an rbtree, whose head points to its first node. */
+static __always_inline bool is_tree(__u32 kind)
+{
+	return kind == LIST_MAPPINGS || kind == LIST_PI_WAITERS;
+}
+
 /* Whether lists of a kind end with a null pointer, and do not lead back to their head. */
 static __always_inline bool ends_in_null(__u32 kind)
 {
-	return kind == LIST_TCP_BACKLOG || kind == LIST_MAPPINGS || kind == LIST_MARKS;
+	return kind == LIST_TCP_BACKLOG || kind == LIST_MARKS || is_tree(kind);
 }
 
 /* Queues a list for the walk, once however many ways lead to it. */

@@ -41,6 +41,12 @@ __attribute__((noinline)) int emit_element(__u64 element)
 	case LIST_MARKS:
 		emit_mark(at);
 		break;
+	case LIST_PI_STATES:
+		emit_pi_state(at);
+		break;
+	case LIST_PI_WAITERS:
+		emit_pi_waiter(at);
+		break;
 	default:
 		emit_entry(at - bpf_core_field_offset(struct wait_queue_entry, entry));
 	}
@@ -79,7 +85,7 @@ static __always_inline __u64 successor(struct list_head *at)
 {
 	struct list_head *next;
 
-	if (walk.queue.kind == LIST_MAPPINGS)
+	if (is_tree(walk.queue.kind))
 		return tree_successor((__u64)at);
 	if (bpf_probe_read_kernel(&next, sizeof(next), &at->next) || !next)
 		return 0;

@@ -35,6 +35,7 @@ type snapshotBuilder struct {
 	room  roomBuilder
 	watch watchBuilder
 	sem   semBuilder
+	futex futexBuilder
 	kin   kinBuilder
 }
 
@@ -98,6 +99,7 @@ func (b *snapshotBuilder) build(sleepers []snapshotSleeperRecord, links []snapsh
 	b.noteCalls()
 	b.finishLocks()
 	b.sem.addObjects(b, sleepers)
+	b.futex.addObjects(b, sleepers)
 	return b.snap
 }
 
@@ -282,6 +284,7 @@ const (
 	linkSemUndo
 	linkSemValue
 	linkSemOperation
+	linkPIOwner
 )
 
 func (b *snapshotBuilder) addLinks(links []snapshotLinkRecord) {
@@ -306,6 +309,8 @@ func (b *snapshotBuilder) addLinks(links []snapshotLinkRecord) {
 			b.watch.addMark(l)
 		case linkSemUndoer, linkSemUndo, linkSemValue, linkSemOperation:
 			b.sem.addLink(l)
+		case linkPIOwner:
+			b.futex.addLink(l)
 		default:
 			b.locks.addLink(l)
 		}

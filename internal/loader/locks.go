@@ -79,7 +79,7 @@ func (l *lockBuilder) addObjects(b *snapshotBuilder) {
 				b.snap.Objects[obj].Writers = 1 // a holder that was not found
 			}
 			for _, p := range l.tables[r.To] {
-				b.holdLock(obj, p)
+				b.hold(obj, p)
 			}
 			continue
 		}
@@ -115,8 +115,8 @@ func (b *snapshotBuilder) newFile(obj int32, refs int64) int32 {
 	return int32(len(b.snap.Files) - 1)
 }
 
-// holdLock makes a process hold an object for as long as it lives.
-func (b *snapshotBuilder) holdLock(obj, proc int32) {
+// hold makes a process hold an object for as long as it lives.
+func (b *snapshotBuilder) hold(obj, proc int32) {
 	b.snap.Descriptors = append(b.snap.Descriptors, waitgraph.Descriptor{
 		Process: proc, File: b.newFile(obj, 0), Table: -1, FD: -1,
 	})
@@ -135,7 +135,7 @@ func (b *snapshotBuilder) finishLocks() {
 	}
 	for _, h := range b.locks.held {
 		for _, p := range at[b.queueObject(h.queue)] {
-			b.holdLock(h.object, p)
+			b.hold(h.object, p)
 		}
 	}
 }

@@ -11,16 +11,9 @@ var futexTopologies = []Topology{
 		build:         func(b *builder, n int) { b.trees(n, b.mutexes()...) },
 	}, {
 		Name: "futex-pi", Unit: "servers", Channel: "futex",
-		Summary:       "servers that own a mutex with priority inheritance in memory shared with their router children, which wait for it; it is in no robust list",
-		Unpredictable: "the mutexes with priority inheritance that a thread owns (pi_state_list) are not read",
-		Outcome:       "every router wakes, and owns the mutex",
-		build: func(b *builder, n int) {
-			b.trees(n, &node{
-				comm: Target, role: "owner",
-				open:     func() { b.ownMutex(regOut, 0) },
-				children: []*node{b.inheriting()},
-			})
-		},
+		Summary: "servers that own a mutex with priority inheritance in memory shared with their children, which wait for it: one, two in their order, or one behind another server; it is in no robust list",
+		Outcome: "the first router of each server wakes, and owns the mutex; who is behind another does not",
+		build:   func(b *builder, n int) { b.trees(n, b.inheritedMutexes()...) },
 	},
 }
 
@@ -55,6 +48,18 @@ func (b *builder) mutexes() []*node {
 		}),
 		tree(0, b.inheriting()),
 	}
+}
+
+func (b *builder) inheritedMutexes() []*node {
+	owner := func(children ...*node) *node {
+		return &node{comm: Target, role: "owner", open: func() { b.ownMutex(regOut, 0) }, children: children}
+	}
+	next, behind := b.inheriting(), b.inheriting()
+	behind.role, behind.after, behind.wakes = "behind the next", next.role, dies("owner", next.role)
+	dying, heir := b.inheriting(), b.inheriting()
+	dying.comm, dying.role = Target, "dying"
+	heir.after, heir.wakes = dying.role, dies("owner", dying.role)
+	return []*node{owner(b.inheriting()), owner(next, behind), owner(dying, heir)}
 }
 
 // inheriting waits for a mutex with priority inheritance.

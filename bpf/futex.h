@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT OR GPL-2.0 */
+/*
+ * Mutexes with priority inheritance (FUTEX_LOCK_PI): the kernel itself knows who owns
+ * those that somebody waits for, and hands each to the first in its tree of waiters when
+ * its owner exits (exit_pi_state_list).
+ */
+#ifndef BPFKILL_FUTEX_H
+#define BPFKILL_FUTEX_H
+
+static __always_inline void push_owned(struct task_struct *task)
+{
+	if (bpf_core_field_exists(task->pi_state_list)) /* CONFIG_FUTEX_PI */
+		push_list((void *)task + bpf_core_field_offset(struct task_struct, pi_state_list),
+			  0, LIST_PI_STATES);
+}
+
+static __always_inline void emit_pi_state(void *at)
+{
+	struct futex_pi_state *state = at - bpf_core_field_offset(struct futex_pi_state, list);
+	struct task_struct *owner = BPF_CORE_READ(state, owner);
+
+	if (!looks_like_task(owner))
+		return;
+	begin_link(LINK_PI_OWNER, (__u64)state, group_start_ns(owner));
+	link.tgid = BPF_CORE_READ(owner, tgid);
+	write_link();
+	push_list((void *)state + bpf_core_field_offset(struct futex_pi_state,
+							pi_mutex.waiters.rb_leftmost),
+		  (__u64)state, LIST_PI_WAITERS);
+}
+
+static __always_inline void emit_pi_waiter(void *at)
+{
+	struct rt_mutex_waiter *waiter;
+	struct task_struct *task;
+
+	if (bpf_core_type_exists(struct rt_waiter_node))
+		waiter = at - bpf_core_field_offset(struct rt_mutex_waiter, tree.entry);
+	else
+		waiter = at - bpf_core_field_offset(struct rt_mutex_waiter___plain, tree_entry);
+	task = BPF_CORE_READ(waiter, task);
+	if (!looks_like_task(task))
+		return;
+	begin_sleeper((__u64)waiter, walk.queue.owner);
+	write_task(task);
+}
+
+#endif
