@@ -159,7 +159,7 @@ struct link_record {
 	__u64 to;
 	__u64 inode;
 	__u32 kind; /* LINK_* */
-	__s32 tgid; /* of who maps a file, or owns a mutex */
+	__s32 tgid; /* of who maps a file, owns a mutex, or is measured */
 	__u32 freed; /* LINK_ROOM: bytes that go with one datagram; LINK_SEM_*: which one */
 	__u32 wanted; /* LINK_ROOM: bytes that must go; LINK_MARK: FS_*; LINK_SEM_*: a value */
 };
@@ -178,6 +178,8 @@ struct link_record {
 #define LINK_SEM_VALUE 12 /* from a set: what one of its semaphores is */
 #define LINK_SEM_OPERATION 13 /* from a set to who waits; inode: which operation, of tgid */
 #define LINK_PI_OWNER 14 /* from a mutex, and the queue of who waits for it, to the owner's start */
+#define LINK_EVENT_OWNER 15 /* from a buffer of perf events to the start of who is measured */
+#define LINK_EVENT_QUEUE 16 /* from such a buffer to a queue of who polls there */
 
 /* What a walk could not read. */
 struct walk_counts {

@@ -18,6 +18,7 @@
 #include "notify.h"
 #include "sem.h"
 #include "futex.h"
+#include "perf.h"
 #include "walk.h"
 
 #define SA_NOCLDSTOP 1
@@ -391,6 +392,7 @@ int processes(struct bpf_iter__task *ctx)
 	if (!listing) {
 		fill_undo(task);
 		push_owned(task);
+		push_events(task);
 	}
 	if (task->pid != task->tgid) {
 		write_thread(seq, task);

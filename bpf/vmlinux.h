@@ -126,7 +126,8 @@ struct super_block___marks { /* until v6.9 */
 	struct fsnotify_mark_connector *s_fsnotify_marks;
 };
 
-struct vfsmount {};
+struct vfsmount {
+};
 
 struct mount {
 	struct vfsmount mnt;
@@ -592,6 +593,21 @@ struct futex_pi_state {
 	struct task_struct *owner;
 };
 
+struct perf_buffer {
+	struct list_head event_list;
+};
+
+struct perf_event {
+	struct list_head event_entry, rb_entry;
+	struct perf_event *parent;
+	struct perf_buffer *rb;
+	struct wait_queue_head waitq;
+};
+
+struct perf_event_context {
+	struct list_head event_list;
+};
+
 struct task_struct {
 	unsigned int __state; /* since v5.14, 2f064a59a11f */
 	unsigned int flags;
@@ -621,7 +637,12 @@ struct task_struct {
 	struct nsproxy *nsproxy;
 	struct sysv_sem sysvsem;
 	struct list_head pi_state_list;
+	struct perf_event_context *perf_event_ctxp;
 	char comm[16];
+};
+
+struct task_struct___contexts { /* until v6.1, bd2756811766 */
+	struct perf_event_context *perf_event_ctxp[2]; /* of hardware, of software */
 };
 
 struct task_struct___state { /* until v5.13 */

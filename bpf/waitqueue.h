@@ -36,6 +36,8 @@ const volatile __u64 sleepers_per_queue = 32768;
 #define LIST_SEM_WAITERS 10
 #define LIST_PI_STATES 11 /* the contended mutexes with priority inheritance of a thread */
 #define LIST_PI_WAITERS 12 /* who waits for one: an rbtree */
+#define LIST_EVENTS 13 /* the performance events of a thread */
+#define LIST_BUFFER_EVENTS 14 /* those that write to one buffer */
 
 struct queue {
 	__u64 head; /* address of the list head */

@@ -47,6 +47,12 @@ __attribute__((noinline)) int emit_element(__u64 element)
 	case LIST_PI_WAITERS:
 		emit_pi_waiter(at);
 		break;
+	case LIST_EVENTS:
+		emit_event(at);
+		break;
+	case LIST_BUFFER_EVENTS:
+		emit_buffer_event(at);
+		break;
 	default:
 		emit_entry(at - bpf_core_field_offset(struct wait_queue_entry, entry));
 	}

@@ -36,6 +36,7 @@ type snapshotBuilder struct {
 	watch watchBuilder
 	sem   semBuilder
 	futex futexBuilder
+	perf  perfBuilder
 	kin   kinBuilder
 }
 
@@ -82,6 +83,7 @@ func newSnapshotBuilder() *snapshotBuilder {
 		room:    make(roomBuilder),
 		watch:   newWatchBuilder(),
 		sem:     newSemBuilder(),
+		perf:    perfBuilder{queues: make(map[uint64][]uint64)},
 		kin:     newKinBuilder(),
 	}
 }
@@ -285,6 +287,8 @@ const (
 	linkSemValue
 	linkSemOperation
 	linkPIOwner
+	linkEventOwner
+	linkEventQueue
 )
 
 func (b *snapshotBuilder) addLinks(links []snapshotLinkRecord) {
@@ -311,11 +315,14 @@ func (b *snapshotBuilder) addLinks(links []snapshotLinkRecord) {
 			b.sem.addLink(l)
 		case linkPIOwner:
 			b.futex.addLink(l)
+		case linkEventOwner, linkEventQueue:
+			b.perf.addLink(l)
 		default:
 			b.locks.addLink(l)
 		}
 	}
 	b.locks.addObjects(b)
+	b.perf.addObjects(b)
 	b.watch.link(b)
 	b.tcp.link(b)
 	b.room.link(b)

@@ -41,11 +41,10 @@ var supervisorTopologies = []Topology{
 		build:         buildFanotify,
 	}, {
 		Name: "perf", Unit: "servers", Channel: "other",
-		Summary:       "servers, each with a router child that polls a performance event of the server",
-		Unpredictable: "who polls a performance event is in no queue that the snapshot reads",
-		Outcome:       "every router wakes: the event has hung up",
-		needs:         needPerf,
-		build:         buildPerf,
+		Summary: "servers, each with a router child that polls a performance event of the server, or one of its own that shares a buffer with it",
+		Outcome: "every router wakes: the event has hung up. Whose own has not sleeps on",
+		needs:   needPerf,
+		build:   buildPerf,
 	}, {
 		Name: "clear-tid", Unit: "routers", Channel: "futex",
 		Summary:       "routers that share their memory with an smtpserver child, and wait for the word that the kernel clears when that ends",
@@ -237,23 +236,42 @@ func needPerf() error {
 	return unix.Close(fd)
 }
 
+const perfSetOutput = 0x2405 // PERF_EVENT_IOC_SET_OUTPUT
+
 func buildPerf(b *builder, n int) {
 	none := imm(^uintptr(0))
-	b.trees(n, &node{
-		comm: Target, role: "server",
-		children: []*node{{
-			role: "poller", wakes: dies("server"),
-			wait: func() {
-				b.must(regPID, unix.SYS_GETPPID)
-				b.must(regIn, unix.SYS_PERF_EVENT_OPEN, imm(b.constant(perfAttributes())), reg(regPID), none, none,
-					imm(unix.PERF_FLAG_FD_CLOEXEC))
-				// Without a buffer there is nothing to wait for.
-				b.must(regPtr, unix.SYS_MMAP, imm(0), imm(2*unix.Getpagesize()), imm(unix.PROT_READ|unix.PROT_WRITE),
-					imm(unix.MAP_SHARED), reg(regIn), imm(0))
-				b.poll(regIn)
-			},
-		}},
-	})
+	attributes := imm(b.constant(perfAttributes()))
+	measure := func(fd int, pid, cpu arg) {
+		b.must(fd, unix.SYS_PERF_EVENT_OPEN, attributes, pid, cpu, none, imm(unix.PERF_FLAG_FD_CLOEXEC))
+	}
+	// Without a buffer there is nothing to wait for.
+	buffer := func(fd int) {
+		b.must(regPtr, unix.SYS_MMAP, imm(0), imm(2*unix.Getpagesize()), imm(unix.PROT_READ|unix.PROT_WRITE),
+			imm(unix.MAP_SHARED), reg(fd), imm(0))
+	}
+	server := func(poller *node) *node {
+		return &node{comm: Target, role: "server", children: []*node{poller}}
+	}
+	b.trees(n, server(&node{
+		role: "poller", wakes: dies("server"),
+		wait: func() {
+			b.must(regPID, unix.SYS_GETPPID)
+			measure(regIn, reg(regPID), none)
+			buffer(regIn)
+			b.poll(regIn)
+		},
+	}), server(&node{
+		// It polls an event of its own, to whose buffer the server's writes.
+		role: "sharer", wakes: []when{{deaths: []string{"server"}, effect: Stirs}},
+		wait: func() {
+			b.must(regPID, unix.SYS_GETPPID)
+			measure(regIn, imm(0), imm(0))
+			buffer(regIn)
+			measure(regOut, reg(regPID), imm(0))
+			b.must(regTemp, unix.SYS_IOCTL, reg(regOut), imm(perfSetOutput), reg(regIn))
+			b.poll(regIn)
+		},
+	}))
 }
 
 func buildClearTID(b *builder, n int) {
