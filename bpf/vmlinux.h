@@ -593,6 +593,30 @@ struct futex_pi_state {
 	struct task_struct *owner;
 };
 
+struct io_uring_task {
+	struct task_struct *task; /* since v6.13, f03baece0889 */
+};
+
+struct io_kiocb {
+	struct io_uring_task *tctx;
+};
+
+struct io_kiocb___task { /* until v6.12 */
+	struct task_struct *task;
+};
+
+struct io_poll { /* struct io_poll_iocb until v5.19, 329061d3e2f9 */
+	struct wait_queue_head *head;
+	unsigned int events;
+	struct wait_queue_entry wait;
+};
+
+struct io_poll_iocb {
+	struct wait_queue_head *head;
+	unsigned int events;
+	struct wait_queue_entry wait;
+};
+
 struct perf_buffer {
 	struct list_head event_list;
 };

@@ -31,13 +31,24 @@ var ioUringTopologies = []Topology{
 		},
 	}, {
 		Name: "io_uring-poll", Unit: "servers", Channel: "pipe",
-		Summary:       "servers, each with a router child that polls its pipe by way of an io_uring, and waits for the ring's completion",
-		Unpredictable: "a request of a ring is queued, and not the task that waits for the ring",
-		Outcome:       "every router wakes",
-		needs:         needIOUring,
+		Summary: "servers, each with a router child that polls its pipe by way of an io_uring, and waits for the ring's completion, or for something else",
+		Outcome: "every router wakes; who waits for something else sleeps on once the poll is done",
+		needs:   needIOUring,
 		build: func(b *builder, n int) {
-			b.trees(n, b.pairs(func() { b.pipe(regIn, regOut) }, dies("server"),
-				way{"poller", func() { b.ring(regFD); b.ringPoll(regIn); b.ringWait() }})...)
+			kinds := b.pairs(func() { b.pipe(regIn, regOut) }, dies("server"),
+				way{"poller", func() { b.ring(regFD); b.ringPoll(regIn); b.ringWait() }})
+			elsewhere := b.pairs(func() { b.pipe(regIn, regOut) }, []when{{deaths: []string{"server"}, effect: Stirs}},
+				way{"elsewhere", func() { b.ring(regFD); b.ringPoll(regIn); b.ringSubmit(); b.pause() }})
+			b.trees(n, append(kinds, elsewhere...)...)
+		},
+	}, {
+		Name: "io_uring-receive", Unit: "servers", Channel: "unix",
+		Summary: "servers connected to a router child, which receives from its socket by way of an io_uring, and waits for the ring's completion",
+		Outcome: "every router wakes",
+		needs:   needIOUring,
+		build: func(b *builder, n int) {
+			b.trees(n, b.pairs(func() { b.socketPair(regIn, regOut, unix.SOCK_STREAM) }, dies("server"),
+				way{"receiver", func() { b.ring(regFD); b.ringReceive(regIn); b.ringWait() }})...)
 		},
 	}, {
 		Name: "io_uring-eventfd", Unit: "servers", Channel: "other",
@@ -55,7 +66,7 @@ var ioUringTopologies = []Topology{
 					b.ringRegister(ioringRegisterEventfd, regIn)
 					b.pipe(regIn2, regOut2)
 					b.ringPoll(regIn2)
-					b.must(regTemp, unix.SYS_IO_URING_ENTER, reg(regFD), imm(1), imm(0), imm(0), imm(0), imm(0))
+					b.ringSubmit()
 				},
 				children: []*node{{
 					role: "reader", wakes: dies("server"),
@@ -70,6 +81,7 @@ const (
 	ioringRegisterFiles   = 2
 	ioringRegisterEventfd = 4
 	ioringOpPollAdd       = 6
+	ioringOpRecv          = 27
 	ioringGetEvents       = 1
 	ioringOffsetEntries   = 0x10000000 // where the submission entries are mapped
 
@@ -108,20 +120,38 @@ func (b *builder) ringRegister(what, fd int) {
 
 // ringPoll puts a poll of fd into the ring in regFD, of which that is the first request.
 func (b *builder) ringPoll(fd int) {
+	b.ringRequest(ioringOpPollAdd, fd, func() { b.store(reg(regPtr), 28, imm(unix.POLLIN)) }) // poll32_events
+}
+
+// ringReceive is ringPoll for a recv of a byte.
+func (b *builder) ringReceive(fd int) {
+	b.ringRequest(ioringOpRecv, fd, func() {
+		b.store64(reg(regPtr), 16, imm(b.scratch+scratchBuffer)) // addr
+		b.store(reg(regPtr), 24, imm(1))                         // len
+	})
+}
+
+// ringRequest puts the first request into the ring in regFD. rest adds to the struct
+// io_uring_sqe in regPtr.
+func (b *builder) ringRequest(opcode uintptr, fd int, rest func()) {
 	mapped := func(dst int, offset uintptr) {
 		b.must(dst, unix.SYS_MMAP, imm(0), imm(unix.Getpagesize()), imm(unix.PROT_READ|unix.PROT_WRITE),
 			imm(unix.MAP_SHARED), reg(regFD), imm(offset))
 	}
-	// struct io_uring_sqe: opcode, fd, poll32_events at 28.
 	mapped(regPtr, ioringOffsetEntries)
-	b.store(reg(regPtr), 0, imm(ioringOpPollAdd))
+	b.store(reg(regPtr), 0, imm(opcode))
 	b.store(reg(regPtr), 4, reg(fd))
-	b.store(reg(regPtr), 28, imm(unix.POLLIN))
+	rest()
 	// The index array says 0 for the first entry; the tail says that it is there.
 	mapped(regPtr, 0)
 	b.load(regTemp, imm(b.scratch), scratchStruct+ioringTailOffset)
 	b.add(regPtr, reg(regPtr), reg(regTemp))
 	b.store(reg(regPtr), 0, imm(1))
+}
+
+// ringSubmit submits that request.
+func (b *builder) ringSubmit() {
+	b.must(regTemp, unix.SYS_IO_URING_ENTER, reg(regFD), imm(1), imm(0), imm(0), imm(0), imm(0))
 }
 
 // ringWait submits that request and waits for its completion.

@@ -220,7 +220,7 @@ const (
 	ViaPlain  Via = iota // blocked in read, write or open
 	ViaPoll              // poll, ppoll, select, pselect
 	ViaEpoll             // epoll_wait on an epoll instance that watches the object
-	ViaOther             // a callback that is none of these (io_uring, a kernel user)
+	ViaOther             // none of these: io_uring, a semaphore, a mutex, a kernel user
 	ViaSignal            // wherever it sleeps, a signal wakes it
 )
 
@@ -313,8 +313,8 @@ type Incomplete struct {
 	Queues  int // wait queues with more sleepers than the walk's limit
 	Raced   int // wait queues that changed under the walk until it gave up
 	Records int // records dropped for want of buffer space
-	// Callbacks are wait queue entries that no task sleeps on: io_uring
-	// polls and the kernel's own users. Whom they would wake is not known.
+	// Callbacks are wait queue entries that no task sleeps on: those of the
+	// kernel's own users. Whom they would wake is not known.
 	Callbacks int
 }
 
