@@ -42,6 +42,9 @@ int BPF_PROG(time_signal, int sig, void *info, struct task_struct *task)
 	t->signalled_ns = bpf_ktime_get_ns();
 	if (!begun_ns)
 		begun_ns = t->signalled_ns;
+	/* The first signal has woken it already, and another CPU may have switched to it. */
+	if (!t->ran_ns && bpf_core_field_exists(task->on_cpu) && BPF_CORE_READ(task, on_cpu))
+		t->ran_ns = t->signalled_ns;
 	return 0;
 }
 

@@ -634,6 +634,7 @@ struct perf_event_context {
 
 struct task_struct {
 	unsigned int __state; /* since v5.14, 2f064a59a11f */
+	int on_cpu; /* CONFIG_SMP */
 	unsigned int flags;
 	unsigned int policy, rt_priority;
 	struct cpumask cpus_mask;
