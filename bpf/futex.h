@@ -9,9 +9,16 @@
 
 static __always_inline void push_owned(struct task_struct *task)
 {
-	if (bpf_core_field_exists(task->pi_state_list)) /* CONFIG_FUTEX_PI */
-		push_list((void *)task + bpf_core_field_offset(struct task_struct, pi_state_list),
-			  0, LIST_PI_STATES);
+	struct task_struct___futex *older = (void *)task;
+	void *owned = task;
+
+	if (bpf_core_field_exists(task->futex))
+		owned += bpf_core_field_offset(struct task_struct, futex.pi_state_list);
+	else if (bpf_core_field_exists(older->pi_state_list)) /* CONFIG_FUTEX_PI */
+		owned += bpf_core_field_offset(struct task_struct___futex, pi_state_list);
+	else
+		return;
+	push_list(owned, 0, LIST_PI_STATES);
 }
 
 static __always_inline void emit_pi_state(void *at)

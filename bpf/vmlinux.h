@@ -593,6 +593,10 @@ struct futex_pi_state {
 	struct task_struct *owner;
 };
 
+struct futex_sched_data {
+	struct list_head pi_state_list;
+};
+
 struct io_uring_task {
 	struct task_struct *task; /* since v6.13, f03baece0889 */
 };
@@ -661,9 +665,13 @@ struct task_struct {
 	struct css_set *cgroups;
 	struct nsproxy *nsproxy;
 	struct sysv_sem sysvsem;
-	struct list_head pi_state_list;
+	struct futex_sched_data futex;
 	struct perf_event_context *perf_event_ctxp;
 	char comm[16];
+};
+
+struct task_struct___futex { /* before v7.2, or v7.1 */
+	struct list_head pi_state_list;
 };
 
 struct task_struct___contexts { /* until v6.1, bd2756811766 */
