@@ -25,6 +25,7 @@ type settings struct {
 	tags      string
 	fault     bool   // the tests must fail
 	strict    bool   // a failure is final
+	chosen    bool   // only some of the tests
 	console   string // directory for the guests' consoles; empty for none
 	memoryMiB int
 	jobs      int
@@ -124,6 +125,9 @@ func testKernel(t *testing.T, set *settings, arch Arch, k Kernel, base string, m
 		t.Log("the kernel warned; the end of its console:\n" + tail(result.console, 60))
 	}
 	if len(problems) == 0 {
+		if set.chosen { // who asks for certain tests wants to see what they say
+			t.Log("console of the guest:\n" + result.console)
+		}
 		return
 	}
 	t.Log("console of the guest:\n" + result.console)
@@ -223,6 +227,7 @@ func readSettings() (*settings, error) {
 		tags:     os.Getenv("VMTEST_TAGS"),
 		fault:    os.Getenv("VMTEST_FAULT") != "",
 		strict:   os.Getenv("VMTEST_STRICT") != "",
+		chosen:   os.Getenv("VMTEST_ARGS") != "",
 		console:  os.Getenv("VMTEST_CONSOLE"),
 	}
 	var err error
