@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT OR GPL-2.0 */
 /*
  * Performance events: the exit of who is measured wakes whoever polls one of the events that
- * share its event's buffer (perf_event_exit_event, ring_buffer_wakeup). Inherited events,
- * those that have a parent, say nothing.
+ * share its event's buffer (perf_event_exit_event, ring_buffer_wakeup). An event that was
+ * inherited (by a child, a thread, or a clone that swapped contexts with its parent) has the
+ * buffer of the one that it comes from.
  */
 #ifndef BPFKILL_PERF_H
 #define BPFKILL_PERF_H
@@ -32,10 +33,11 @@ static __always_inline void push_events(struct task_struct *task)
 static __always_inline void emit_event(void *at)
 {
 	struct perf_event *event = at - bpf_core_field_offset(struct perf_event, event_entry);
+	struct perf_event *parent = BPF_CORE_READ(event, parent);
 	struct task_struct *task = (void *)walk.queue.owner;
-	struct perf_buffer *buffer = BPF_CORE_READ(event, rb);
+	struct perf_buffer *buffer = BPF_CORE_READ(parent ?: event, rb);
 
-	if (!buffer || BPF_CORE_READ(event, parent))
+	if (!buffer)
 		return;
 	begin_link(LINK_EVENT_OWNER, (__u64)buffer, group_start_ns(task));
 	link.tgid = BPF_CORE_READ(task, tgid);
@@ -47,9 +49,10 @@ static __always_inline void emit_event(void *at)
 static __always_inline void emit_buffer_event(void *at)
 {
 	struct perf_event *event = at - bpf_core_field_offset(struct perf_event, rb_entry);
+	void *waiters = (void *)event + bpf_core_field_offset(struct perf_event, waitq);
 
-	emit_link(LINK_EVENT_QUEUE, walk.queue.owner,
-		  push_queue((void *)event + bpf_core_field_offset(struct perf_event, waitq)), 0);
+	if (!list_is_empty((void *)queue_id(waiters)))
+		emit_link(LINK_EVENT_QUEUE, walk.queue.owner, push_queue(waiters), 0);
 }
 
 #endif

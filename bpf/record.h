@@ -140,7 +140,8 @@ struct sleeper_record {
 	__u8 exclusive;
 	__u8 keeps; /* VIA_CHILD*: does not reap whom it waits for */
 	__u8 holds_sigpipe; /* the thread has it blocked */
-	__u8 pad[4];
+	__u8 writes; /* VIA_OTHER: a request of an io_uring that writes to a file */
+	__u8 pad[3];
 	char comm[COMM_LEN]; /* for those outside the reader's namespace */
 };
 

@@ -579,7 +579,7 @@ struct rt_waiter_node {
 };
 
 struct rt_mutex_waiter {
-	struct rt_waiter_node tree; /* since v6.5, f7853c342418 */
+	struct rt_waiter_node tree; /* since v6.5, f7853c342418, and later releases of older ones */
 	struct task_struct *task;
 };
 
@@ -598,10 +598,11 @@ struct futex_sched_data {
 };
 
 struct io_uring_task {
-	struct task_struct *task; /* since v6.13, f03baece0889 */
+	struct task_struct *task; /* since v6.13, b6f58a3f4aa8 */
 };
 
 struct io_kiocb {
+	__u8 opcode;
 	struct io_uring_task *tctx;
 };
 

@@ -193,20 +193,31 @@ static __always_inline struct task_struct *poll_task(struct wait_queue_entry *en
 	return looks_like_task(task) ? task : 0;
 }
 
-#define IO_WQE_F_MASK 3UL /* low bits of the pointer to a request that say how it polls */
+#define IO_WQE_F_MASK 3UL /* flags in the pointer to a request */
 
-/* The queue that an entry of io_uring's says it is on. */
-static __always_inline void *ring_poll_head(struct wait_queue_entry *entry)
+/* Opcodes of requests that write to a file, and get SIGPIPE for it. */
+#define IORING_OP_WRITEV 2
+#define IORING_OP_WRITE_FIXED 5
+#define IORING_OP_WRITE 23
+
+/* Whether an entry is io_uring's: it says which queue it is on, and for which events. */
+static __always_inline bool ring_polls(struct wait_queue_entry *entry, void *whead)
 {
 	struct io_poll_iocb *older;
 	struct io_poll *poll;
 
 	if (bpf_core_type_exists(struct io_poll)) {
 		poll = (void *)entry - bpf_core_field_offset(struct io_poll, wait);
-		return BPF_CORE_READ(poll, head);
+		if (BPF_CORE_READ(poll, head) != whead)
+			return false;
+		sleeper.events = BPF_CORE_READ(poll, events);
+		return true;
 	}
 	older = (void *)entry - bpf_core_field_offset(struct io_poll_iocb, wait);
-	return BPF_CORE_READ(older, head);
+	if (BPF_CORE_READ(older, head) != whead)
+		return false;
+	sleeper.events = BPF_CORE_READ(older, events);
+	return true;
 }
 
 /* The task whose work it is to go on with the request of an io_uring that polls here: to
@@ -216,18 +227,24 @@ static __always_inline struct task_struct *ring_task(struct wait_queue_entry *en
 	struct io_kiocb___task *older;
 	struct task_struct *task;
 	struct io_kiocb *request;
+	__u8 opcode;
 
 	if (!bpf_core_type_exists(struct io_kiocb)) /* CONFIG_IO_URING */
 		return 0;
 	request = (void *)((__u64)BPF_CORE_READ(entry, private) & ~IO_WQE_F_MASK);
 	older = (void *)request;
-	if (!request || ring_poll_head(entry) != whead)
+	if (!request || !ring_polls(entry, whead))
 		return 0;
 	if (bpf_core_field_exists(older->task))
 		task = BPF_CORE_READ(older, task);
 	else
 		task = BPF_CORE_READ(request, tctx, task);
-	return looks_like_task(task) ? task : 0;
+	if (!looks_like_task(task) || !(task_state(task) & TASK_INTERRUPTIBLE))
+		return 0;
+	opcode = BPF_CORE_READ(request, opcode);
+	sleeper.writes = opcode == IORING_OP_WRITEV || opcode == IORING_OP_WRITE_FIXED ||
+			 opcode == IORING_OP_WRITE;
+	return task;
 }
 
 static __always_inline struct epitem *epoll_item(struct wait_queue_entry *entry, void *whead)
@@ -331,11 +348,8 @@ static __always_inline void emit_entry(struct wait_queue_entry *entry)
 	if (!looks_like_task(task)) {
 		task = poll_task(entry, whead);
 		sleeper.via = task ? VIA_POLL : VIA_OTHER;
-		if (!task) {
+		if (!task)
 			task = ring_task(entry, whead);
-			if (task && !(task_state(task) & TASK_INTERRUPTIBLE))
-				return;
-		}
 	} else if (walk.queue.kind == LIST_CHILD_WAITERS) {
 		child_waiter(entry);
 	}

@@ -91,6 +91,8 @@ static __always_inline __u64 successor(struct list_head *at)
 {
 	struct list_head *next;
 
+	if (walk.queue.kind == LIST_PI_STATES && !still_owned(at))
+		return 0;
 	if (is_tree(walk.queue.kind))
 		return tree_successor((__u64)at);
 	if (bpf_probe_read_kernel(&next, sizeof(next), &at->next) || !next)
@@ -102,8 +104,8 @@ static __always_inline __u64 successor(struct list_head *at)
 
 /* One step of the walk: 0 to go on, 1 when no list is left. The list is read
  * without its lock. An entry that leaves the list under the walk points to
- * itself (list_del_init): the list is then read again, and Go drops what it
- * has twice. */
+ * itself (list_del_init, RB_CLEAR_NODE): the list is then read again, and Go drops
+ * what it has twice. */
 __attribute__((noinline)) int walk_step(void)
 {
 	__u64 next;
@@ -125,7 +127,7 @@ __attribute__((noinline)) int walk_step(void)
 		return 0;
 	}
 	next = successor((void *)walk.cursor);
-	if (!ends_in_null(walk.queue.kind) && (next == walk.cursor || !next)) {
+	if (next == walk.cursor || (!next && !ends_in_null(walk.queue.kind))) {
 		if (++walk.retries < WALK_RETRIES) {
 			open_queue();
 			return 0;

@@ -83,6 +83,12 @@ func (r *snapshotSleeperRecord) sends() bool {
 	return r.Events&unix.EPOLLOUT != 0
 }
 
+// writes reports whether an entry on the queue of those who wait for room in a pipe is
+// of a write, and not of a poll.
+func (r *snapshotSleeperRecord) writes() bool {
+	return r.Via == uint8(waitgraph.ViaPlain) || r.Writes != 0
+}
+
 // addQueue adds the sleepers of one queue to an object, and those of the queues
 // that it passes its wakes on to.
 func (b *snapshotBuilder) addQueue(q *queues, obj int32, id uint64, through waitgraph.Via) {
@@ -110,7 +116,7 @@ func (b *snapshotBuilder) addQueue(q *queues, obj int32, id uint64, through wait
 		case r.Via >= viaChild:
 		case through == waitgraph.ViaPlain:
 			if s := b.addSleeper(obj, r, waitgraph.Via(r.Via)); s != nil {
-				s.Writes = s.Via == waitgraph.ViaPlain && b.writers[r.QueueId] && r.HoldsSigpipe == 0
+				s.Writes = b.writers[r.QueueId] && r.writes() && r.HoldsSigpipe == 0
 			}
 		default:
 			line := q.only

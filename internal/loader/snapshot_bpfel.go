@@ -105,7 +105,8 @@ type snapshotSleeperRecord struct {
 	Exclusive    uint8
 	Keeps        uint8
 	HoldsSigpipe uint8
-	Pad          [4]uint8
+	Writes       uint8
+	Pad          [3]uint8
 	Comm         [16]int8
 }
 

@@ -111,7 +111,7 @@ type Incomplete struct {
 	Queues  int `json:"queues"`
 	Raced   int `json:"raced"`
 	Records int `json:"records"`
-	// Callbacks are queue entries that no task sleeps on (kernel users).
+	// Callbacks are queue entries that no task sleeps on (asynchronous polls, kernel users).
 	Callbacks int `json:"callbacks"`
 }
 

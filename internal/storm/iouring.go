@@ -42,13 +42,33 @@ var ioUringTopologies = []Topology{
 			b.trees(n, append(kinds, elsewhere...)...)
 		},
 	}, {
-		Name: "io_uring-receive", Unit: "servers", Channel: "unix",
-		Summary: "servers connected to a router child, which receives from its socket by way of an io_uring, and waits for the ring's completion",
+		Name: "io_uring-unix", Unit: "servers", Channel: "unix",
+		Summary: "servers with a socket, each with a router child that receives from it, or polls for room in it, by way of an io_uring, and waits for the ring's completion",
 		Outcome: "every router wakes",
 		needs:   needIOUring,
 		build: func(b *builder, n int) {
-			b.trees(n, b.pairs(func() { b.socketPair(regIn, regOut, unix.SOCK_STREAM) }, dies("server"),
-				way{"receiver", func() { b.ring(regFD); b.ringReceive(regIn); b.ringWait() }})...)
+			receivers := b.pairs(func() { b.socketPair(regIn, regOut, unix.SOCK_STREAM) }, dies("server"),
+				way{"receiver", func() { b.ring(regFD); b.ringReceive(regIn); b.ringWait() }})
+			b.trees(n, append(receivers, b.datagramSenders(way{"sender", func() {
+				b.smallBuffers(regIn)
+				b.fill(regIn)
+				b.ring(regFD)
+				b.ringPollFor(regIn, unix.POLLOUT)
+				b.ringWait()
+			}})...)...)
+		},
+	}, {
+		Name: "io_uring-write", Unit: "servers", Channel: "pipe",
+		Summary: "servers that read from a router child, which writes to the full pipe by way of an io_uring, with SIGPIPE at its default",
+		Outcome: "every router dies of SIGPIPE: the write is tried again",
+		needs:   needIOUringWrite,
+		build: func(b *builder, n int) {
+			b.trees(n, b.pairs(func() { b.pipe(regOut, regIn) }, diesOf("server"), way{"writer", func() {
+				b.fillPipe(regIn)
+				b.ring(regFD)
+				b.ringWrite(regIn)
+				b.ringWait()
+			}})...)
 		},
 	}, {
 		Name: "io_uring-eventfd", Unit: "servers", Channel: "other",
@@ -81,6 +101,7 @@ const (
 	ioringRegisterFiles   = 2
 	ioringRegisterEventfd = 4
 	ioringOpPollAdd       = 6
+	ioringOpWrite         = 23
 	ioringOpRecv          = 27
 	ioringGetEvents       = 1
 	ioringOffsetEntries   = 0x10000000 // where the submission entries are mapped
@@ -98,6 +119,23 @@ func needIOUring() error {
 		return fmt.Errorf("io_uring: %w (Linux 5.1 or later with CONFIG_IO_URING, and not forbidden by kernel.io_uring_disabled)", errno)
 	}
 	return fmt.Errorf("io_uring: %w", errno)
+}
+
+// needIOUringWrite: until v6.3 a worker of the ring's does a write that has to wait.
+func needIOUringWrite() error {
+	if err := needIOUring(); err != nil {
+		return err
+	}
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return err
+	}
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	if _, err := unix.Pwritev2(fds[1], [][]byte{{0}}, -1, unix.RWF_NOWAIT); err != nil {
+		return fmt.Errorf("RWF_NOWAIT on pipes: %w (Linux 6.4 or later)", err)
+	}
+	return nil
 }
 
 // ring sets up an io_uring of one entry, with its parameters in scratchStruct.
@@ -119,13 +157,18 @@ func (b *builder) ringRegister(what, fd int) {
 }
 
 // ringPoll puts a poll of fd into the ring in regFD, of which that is the first request.
-func (b *builder) ringPoll(fd int) {
-	b.ringRequest(ioringOpPollAdd, fd, func() { b.store(reg(regPtr), 28, imm(unix.POLLIN)) }) // poll32_events
+func (b *builder) ringPoll(fd int) { b.ringPollFor(fd, unix.POLLIN) }
+
+func (b *builder) ringPollFor(fd, events int) {
+	b.ringRequest(ioringOpPollAdd, fd, func() { b.store(reg(regPtr), 28, imm(events)) }) // poll32_events
 }
 
-// ringReceive is ringPoll for a recv of a byte.
-func (b *builder) ringReceive(fd int) {
-	b.ringRequest(ioringOpRecv, fd, func() {
+// ringReceive and ringWrite are ringPoll for a recv and a write of a byte.
+func (b *builder) ringReceive(fd int) { b.ringTransfer(ioringOpRecv, fd) }
+func (b *builder) ringWrite(fd int)   { b.ringTransfer(ioringOpWrite, fd) }
+
+func (b *builder) ringTransfer(opcode uintptr, fd int) {
+	b.ringRequest(opcode, fd, func() {
 		b.store64(reg(regPtr), 16, imm(b.scratch+scratchBuffer)) // addr
 		b.store(reg(regPtr), 24, imm(1))                         // len
 	})

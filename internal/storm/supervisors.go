@@ -41,7 +41,7 @@ var supervisorTopologies = []Topology{
 		build:         buildFanotify,
 	}, {
 		Name: "perf", Unit: "servers", Channel: "other",
-		Summary: "servers, each with a router child that polls a performance event of the server, or one of its own that shares a buffer with it",
+		Summary: "servers, each with a router child that polls a performance event of the server, or one of its own that shares a buffer with it, or that the server has inherited",
 		Outcome: "every router wakes: the event has hung up. Whose own has not sleeps on",
 		needs:   needPerf,
 		build:   buildPerf,
@@ -220,15 +220,18 @@ func buildFanotify(b *builder, n int) {
 
 // perfAttributes are those of the event that counts nothing: struct
 // perf_event_attr in its first version.
-func perfAttributes() []byte {
-	const software, size, dummy = 1, 64, 9
-	return append(words(software, size, dummy, 0), make([]byte, size-16)...)
+func perfAttributes(flags byte) []byte {
+	const software, size, dummy, flagsAt = 1, 64, 9, 40
+	attributes := append(words(software, size, dummy, 0), make([]byte, size-16)...)
+	attributes[flagsAt] = flags
+	return attributes
 }
 
+const perfInherit = 1 << 1 // perf_event_attr.inherit, on little-endian machines
+
 func needPerf() error {
-	attributes := perfAttributes()
 	fd, err := unix.PerfEventOpen(&unix.PerfEventAttr{
-		Type: binary.NativeEndian.Uint32(attributes), Size: uint32(len(attributes)), Config: unix.PERF_COUNT_SW_DUMMY,
+		Type: unix.PERF_TYPE_SOFTWARE, Size: unix.PERF_ATTR_SIZE_VER0, Config: unix.PERF_COUNT_SW_DUMMY,
 	}, 0, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
 	if err != nil {
 		return fmt.Errorf("perf_event_open: %w (root, and CONFIG_PERF_EVENTS)", err)
@@ -240,8 +243,8 @@ const perfSetOutput = 0x2405 // PERF_EVENT_IOC_SET_OUTPUT
 
 func buildPerf(b *builder, n int) {
 	none := imm(^uintptr(0))
-	attributes := imm(b.constant(perfAttributes()))
-	measure := func(fd int, pid, cpu arg) {
+	plain, inherited := imm(b.constant(perfAttributes(0))), imm(b.constant(perfAttributes(perfInherit)))
+	measure := func(fd int, attributes, pid, cpu arg) {
 		b.must(fd, unix.SYS_PERF_EVENT_OPEN, attributes, pid, cpu, none, imm(unix.PERF_FLAG_FD_CLOEXEC))
 	}
 	// Without a buffer there is nothing to wait for.
@@ -252,26 +255,36 @@ func buildPerf(b *builder, n int) {
 	server := func(poller *node) *node {
 		return &node{comm: Target, role: "server", children: []*node{poller}}
 	}
+	stirs := []when{{deaths: []string{"server"}, effect: Stirs}}
 	b.trees(n, server(&node{
 		role: "poller", wakes: dies("server"),
 		wait: func() {
 			b.must(regPID, unix.SYS_GETPPID)
-			measure(regIn, reg(regPID), none)
+			measure(regIn, plain, reg(regPID), none)
 			buffer(regIn)
 			b.poll(regIn)
 		},
 	}), server(&node{
 		// It polls an event of its own, to whose buffer the server's writes.
-		role: "sharer", wakes: []when{{deaths: []string{"server"}, effect: Stirs}},
+		role: "sharer", wakes: stirs,
 		wait: func() {
 			b.must(regPID, unix.SYS_GETPPID)
-			measure(regIn, imm(0), imm(0))
+			measure(regIn, plain, imm(0), imm(0))
 			buffer(regIn)
-			measure(regOut, reg(regPID), imm(0))
+			measure(regOut, plain, reg(regPID), imm(0))
 			b.must(regTemp, unix.SYS_IOCTL, reg(regOut), imm(perfSetOutput), reg(regIn))
 			b.poll(regIn)
 		},
-	}))
+	}), &node{
+		// It polls an event of its own, which the server has inherited.
+		role: "ancestor", wakes: stirs,
+		open: func() { measure(regIn, inherited, imm(0), imm(0)); buffer(regIn) },
+		wait: func() { b.poll(regIn) },
+		children: []*node{{
+			comm: Target, role: "server",
+			open: func() { b.closeFD(regIn) },
+		}},
+	})
 }
 
 func buildClearTID(b *builder, n int) {

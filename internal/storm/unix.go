@@ -64,9 +64,13 @@ func (b *builder) messages() []way {
 	return b.sending(regIn, func() { small(); b.fill(regIn) }, func() { b.sendMessage(regIn) })
 }
 
-func buildUnixDgram(b *builder, n int) {
+func buildUnixDgram(b *builder, n int) { b.trees(n, b.datagramSenders(b.messages()...)...) }
+
+// datagramSenders are servers with a datagram socket, each with a child connected to it,
+// whose own socket is in regIn.
+func (b *builder) datagramSenders(ways ...way) []*node {
 	var kinds []*node
-	for _, w := range b.messages() {
+	for _, w := range ways {
 		kinds = append(kinds, &node{
 			comm: Target, role: "server",
 			open: func() {
@@ -85,7 +89,7 @@ func buildUnixDgram(b *builder, n int) {
 			}},
 		})
 	}
-	b.trees(n, kinds...)
+	return kinds
 }
 
 func (b *builder) dgramsElsewhere() *node {

@@ -313,8 +313,9 @@ type Incomplete struct {
 	Queues  int // wait queues with more sleepers than the walk's limit
 	Raced   int // wait queues that changed under the walk until it gave up
 	Records int // records dropped for want of buffer space
-	// Callbacks are wait queue entries that no task sleeps on: those of the
-	// kernel's own users. Whom they would wake is not known.
+	// Callbacks are wait queue entries that no task sleeps on: asynchronous polls
+	// (io_submit), requests of an io_uring whose task is awake, and the kernel's own
+	// users. Whom they would wake is not known.
 	Callbacks int
 }
 
