@@ -1,6 +1,7 @@
 package storm
 
 import (
+	"encoding/binary"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -81,6 +82,13 @@ var eventTopologies = []Topology{
 		Unpredictable: "it is who sends the signal, and who reaps, that wakes",
 		Outcome:       "every router is woken, finds no signal of its own, and sleeps on",
 		build:         buildSignalfdInherited,
+	}, {
+		Name: "tap", Unit: "servers", Channel: "other",
+		Summary:       "servers with a tap in a network namespace of their own, each with a router child that listens to rtnetlink there",
+		Unpredictable: "network devices are not read",
+		Outcome:       "every router wakes: the device is gone",
+		needs:         needTap,
+		build:         buildTap,
 	}, {
 		Name: "sigio", Unit: "servers", Channel: "signal",
 		Summary:       "servers, each with a router child that asked for SIGIO at the other end of a pipe, a socket pair or a TCP connection, and sleeps in something else",
@@ -213,6 +221,48 @@ func buildSignalfdInherited(b *builder, n int) {
 		children: []*node{{
 			role: "router", wakes: []when{{deaths: []string{"server"}, effect: Stirs}},
 			wait: func() { b.epollWait(regFD) },
+		}},
+	})
+}
+
+const tapDevice = "/dev/net/tun"
+
+func needTap() error {
+	if err := needRoot("to have a network namespace")(); err != nil {
+		return err
+	}
+	fd, err := unix.Open(tapDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open %s: %w (CONFIG_TUN)", tapDevice, err)
+	}
+	return unix.Close(fd)
+}
+
+func buildTap(b *builder, n int) {
+	const links = 1                   // RTMGRP_LINK
+	request := make([]byte, 40)       // struct ifreq
+	copy(request, "storm")            // ifr_name
+	request[16] = unix.IFF_TAP        // ifr_flags
+	request[17] = unix.IFF_NO_PI >> 8 // on little-endian machines
+	b.trees(n, &node{
+		comm: Target, role: "server",
+		open: func() {
+			b.must(regTemp, unix.SYS_UNSHARE, imm(unix.CLONE_NEWNET))
+			b.must(regOut, unix.SYS_OPENAT, imm(unix.AT_FDCWD), imm(b.comm(tapDevice)), imm(unix.O_RDWR|unix.O_CLOEXEC), imm(0))
+			for at := 0; at < len(request); at += 8 {
+				b.store64(imm(b.scratch+scratchStruct), at, imm(uintptr(binary.NativeEndian.Uint64(request[at:]))))
+			}
+			b.must(regTemp, unix.SYS_IOCTL, reg(regOut), imm(unix.TUNSETIFF), imm(b.scratch+scratchStruct))
+		},
+		children: []*node{{
+			role: "listener", wakes: dies("server"),
+			open: func() {
+				b.closeFD(regOut)
+				b.socket(regIn, unix.AF_NETLINK, unix.SOCK_RAW)
+				address := append(shorts(unix.AF_NETLINK, 0), words(0, links)...)
+				b.must(regTemp, unix.SYS_BIND, reg(regIn), imm(b.constant(address)), imm(len(address)))
+			},
+			wait: func() { b.read(regIn) },
 		}},
 	})
 }

@@ -232,6 +232,8 @@ func interpret(b *birth) {
 			*(*uint64)(pointer(v[0] + v[1])) = uint64(v[2])
 		case opLoad:
 			r[o.dst&15] = uintptr(*(*int32)(pointer(v[0] + v[1])))
+		case opLoad64:
+			r[o.dst&15] = uintptr(*(*uint64)(pointer(v[0] + v[1])))
 		case opAdd:
 			r[o.dst&15] = v[0] + v[1]
 		case opJump:

@@ -94,6 +94,25 @@ var ioUringTopologies = []Topology{
 				}},
 			})
 		},
+	}, {
+		Name: "aio-held", Unit: "servers", Channel: "pipe",
+		Summary:       "servers that poll the write end of a router child's pipe by io_submit, and closed it",
+		Outcome:       "every router wakes, when a worker of the kernel's has cancelled the poll",
+		Late:          true,
+		Unpredictable: "a request's file is in no descriptor table, and it is not the dying process that lets it go",
+		needs:         needAIO,
+		build: func(b *builder, n int) {
+			b.trees(n, &node{
+				comm: Target, role: "server",
+				open: func() { b.pipe(regIn, regOut) },
+				shut: func() { b.closeFD(regIn); b.submitPoll(regOut); b.closeFD(regOut) },
+				children: []*node{{
+					role: "reader", wakes: dies("server"),
+					open: func() { b.closeFD(regOut) },
+					wait: func() { b.read(regIn) },
+				}},
+			})
+		},
 	},
 }
 
@@ -200,4 +219,30 @@ func (b *builder) ringSubmit() {
 // ringWait submits that request and waits for its completion.
 func (b *builder) ringWait() {
 	b.block(unix.SYS_IO_URING_ENTER, reg(regFD), imm(1), imm(1), imm(ioringGetEvents), imm(0), imm(0))
+}
+
+func needAIO() error {
+	var context uintptr
+	if _, _, errno := unix.Syscall(unix.SYS_IO_SETUP, 1, uintptr(unsafe.Pointer(&context)), 0); errno != 0 {
+		return fmt.Errorf("io_setup: %w (CONFIG_AIO)", errno)
+	}
+	unix.Syscall(unix.SYS_IO_DESTROY, context, 0, 0)
+	return nil
+}
+
+// submitPoll submits a poll of fd for errors alone.
+func (b *builder) submitPoll(fd int) {
+	const opcodePoll = 5 // IOCB_CMD_POLL
+	context, list, request := b.scratch+scratchStruct, b.scratch+scratchInfo, b.scratch+scratchControl
+	b.store64(imm(context), 0, imm(0))
+	b.must(regTemp, unix.SYS_IO_SETUP, imm(1), imm(context))
+	// struct iocb: aio_lio_opcode at 16, aio_fildes at 20.
+	for at := 0; at < 64; at += 8 {
+		b.store64(imm(request), at, imm(0))
+	}
+	b.store(imm(request), 16, imm(opcodePoll))
+	b.store(imm(request), 20, reg(fd))
+	b.store64(imm(list), 0, imm(request))
+	b.load64(regPtr, imm(context), 0)
+	b.must(regTemp, unix.SYS_IO_SUBMIT, reg(regPtr), imm(1), imm(list))
 }

@@ -22,6 +22,7 @@ const (
 	opStore                   // *(uint32 *)(args[0] + args[1]) = args[2]
 	opStore64                 // *(uint64 *)(args[0] + args[1]) = args[2]
 	opLoad                    // dst = *(int32 *)(args[0] + args[1])
+	opLoad64                  // dst = *(uint64 *)(args[0] + args[1])
 	opAdd                     // dst = args[0] + args[1]
 	opJump                    // goto args[0]
 	opJumpZero                // if args[0] == 0 goto args[1]
@@ -168,9 +169,10 @@ func (a *assembler) jump(l label)             { a.emit(opJump, regTemp, 0, at(l)
 func (a *assembler) jumpZero(r int, l label)  { a.emit(opJumpZero, regTemp, 0, reg(r), at(l)) }
 func (a *assembler) jumpMinus(r int, l label) { a.emit(opJumpMinus, regTemp, 0, reg(r), at(l)) }
 
-func (a *assembler) add(dst int, x, y arg)           { a.emit(opAdd, dst, 0, x, y) }
-func (a *assembler) store(base arg, off int, v arg)  { a.emit(opStore, regTemp, 0, base, imm(off), v) }
-func (a *assembler) load(dst int, base arg, off int) { a.emit(opLoad, dst, 0, base, imm(off)) }
+func (a *assembler) add(dst int, x, y arg)             { a.emit(opAdd, dst, 0, x, y) }
+func (a *assembler) store(base arg, off int, v arg)    { a.emit(opStore, regTemp, 0, base, imm(off), v) }
+func (a *assembler) load(dst int, base arg, off int)   { a.emit(opLoad, dst, 0, base, imm(off)) }
+func (a *assembler) load64(dst int, base arg, off int) { a.emit(opLoad64, dst, 0, base, imm(off)) }
 func (a *assembler) store64(base arg, off int, v arg) {
 	a.emit(opStore64, regTemp, 0, base, imm(off), v)
 }

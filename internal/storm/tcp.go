@@ -1,9 +1,11 @@
 package storm
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -82,6 +84,29 @@ var tcpTopologies = []Topology{
 		Unpredictable: "a connection that was not let into the accept queue is in no list of the listener's; " +
 			"it learns of the death from its next SYN, one second to a minute later",
 		build: buildTCPConnect,
+	}, {
+		Name: "tcp-mapped", Unit: "servers", Channel: "tcp",
+		Summary:       "servers connected to a router child on 127.0.0.1, which have mapped their socket, and closed it",
+		Outcome:       "every router wakes: with its last mapping a socket is closed",
+		Unpredictable: "mappings of sockets are not looked at",
+		build: func(b *builder, n int) {
+			kinds := b.pairs(func() { b.tcpPair(loopback4) }, dies("server"), b.receiving(regIn)[:1]...)
+			for _, kind := range kinds {
+				kind.shut = func() {
+					b.closeFD(regIn)
+					b.must(regPtr, unix.SYS_MMAP, imm(0), imm(unix.Getpagesize()), imm(unix.PROT_READ), imm(unix.MAP_SHARED), reg(regOut), imm(0))
+					b.closeFD(regOut)
+				}
+			}
+			b.trees(n, kinds...)
+		},
+	}, {
+		Name: "tcp-migrated", Unit: "servers", Channel: "tcp",
+		Summary:       "servers that listen on 127.0.0.1 with a connection in their accept queue, each with a router child that has joined them with SO_REUSEPORT, and accepts (net.ipv4.tcp_migrate_req)",
+		Outcome:       "every router wakes: the connection is its own now, and not reset",
+		Unpredictable: "neither the setting nor the group is read",
+		needs:         needTCPMigration,
+		build:         buildTCPMigrated,
 	}, {
 		Name: "udp", Unit: "servers", Channel: "other", Quiet: true,
 		Summary: "servers with a UDP socket on 127.0.0.1, each with a router child whose own is connected to it: in read, ppoll or epoll_pwait",
@@ -321,4 +346,59 @@ func buildUDP(b *builder, n int) {
 		b.socket(regIn, unix.AF_INET, unix.SOCK_DGRAM)
 		b.connect(regIn)
 	}, nil, b.receiving(regIn)...)...)
+}
+
+const migrateSetting = "/proc/sys/net/ipv4/tcp_migrate_req"
+
+func needTCPMigration() error {
+	if err := needRoot("to have a network namespace")(); err != nil {
+		return err
+	}
+	if _, err := os.Stat(migrateSetting); err != nil {
+		return fmt.Errorf("%w (Linux 5.14 or later)", err)
+	}
+	return nil
+}
+
+// ownNetwork makes a network namespace with its loopback interface up.
+func (b *builder) ownNetwork() {
+	b.must(regTemp, unix.SYS_UNSHARE, imm(unix.CLONE_NEWNET))
+	b.socket(regFD, unix.AF_INET, unix.SOCK_DGRAM)
+	up := make([]byte, 40) // struct ifreq
+	copy(up, "lo")
+	binary.NativeEndian.PutUint16(up[16:], unix.IFF_UP)
+	b.must(regTemp, unix.SYS_IOCTL, reg(regFD), imm(unix.SIOCSIFFLAGS), imm(b.constant(up)))
+	b.closeFD(regFD)
+}
+
+func buildTCPMigrated(b *builder, n int) {
+	listener := func(fd int) {
+		b.socket(fd, unix.AF_INET, unix.SOCK_STREAM)
+		b.option(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	}
+	b.trees(n, &node{
+		comm: Target, role: "server",
+		open: func() {
+			b.ownNetwork()
+			b.must(regFD, unix.SYS_OPENAT, imm(unix.AT_FDCWD), imm(b.comm(migrateSetting)), imm(unix.O_WRONLY|unix.O_CLOEXEC), imm(0))
+			b.must(regTemp, unix.SYS_WRITE, reg(regFD), imm(b.constant([]byte("1"))), imm(1))
+			b.closeFD(regFD)
+			listener(regOut)
+			b.listen(regOut, loopback4, 1)
+			b.socket(regIn, unix.AF_INET, unix.SOCK_STREAM)
+			b.connect(regIn)
+		},
+		shut: func() { b.closeFD(regIn) },
+		children: []*node{{
+			role: "heir", wakes: dies("server"),
+			open: func() {
+				b.closeFD(regOut)
+				listener(regOut)
+				b.load(regTemp, imm(b.scratch), scratchLength)
+				b.must(regTemp, unix.SYS_BIND, reg(regOut), imm(b.scratch+scratchAddress), reg(regTemp))
+				b.must(regTemp, unix.SYS_LISTEN, reg(regOut), imm(1))
+			},
+			wait: func() { b.block(unix.SYS_ACCEPT4, reg(regOut)) },
+		}},
+	})
 }

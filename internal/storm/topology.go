@@ -32,7 +32,8 @@ type Topology struct {
 	// Late is set where the wakes come by a timer or a worker of the kernel's,
 	// some time after the deaths.
 	Late bool
-	// Uncharged is set where it is not the dying who wake, but who kills or reaps them.
+	// Uncharged is set where it is not the dying who wake, but who kills or reaps them, or
+	// a lock of the kernel's own that they held.
 	Uncharged bool
 	// Mutual is set where members wait on each other, so that no order of
 	// signals is free of violations.

@@ -42,6 +42,26 @@ var ttyTopologies = []Topology{
 		needs:   needPty,
 		build:   func(b *builder, n int) { b.trees(n, b.hungUp(true), b.hungUp(false)) },
 	}, {
+		Name: "pty-turn", Unit: "servers", Channel: "pty", Uncharged: true,
+		Summary:       "servers that read from the slave of a terminal whose master a router holds, each with a router behind it that reads, too",
+		Outcome:       "every router behind a server is woken, and now waits for input",
+		Unpredictable: "who waits for another's read to end is in the queue of a lock of the kernel's own",
+		needs:         needPty,
+		build: func(b *builder, n int) {
+			b.trees(n, &node{
+				role: "keeper",
+				open: func() { b.pty(regOut, regIn) },
+				wait: b.pause,
+				children: []*node{
+					{comm: Target, role: "server", wait: func() { b.read(regIn) }},
+					{
+						role: "behind", after: "server", wait: func() { b.read(regIn) },
+						wakes: []when{{deaths: []string{"server"}, effect: Stirs}},
+					},
+				},
+			})
+		},
+	}, {
 		Name: "session-leader", Unit: "leaders", Channel: "pty", regroups: true,
 		Summary: "session leaders with a terminal, whose master a router holds; routers in the foreground and the background of the session, and one outside that reads",
 		Outcome: "the foreground gets SIGHUP: who catches it wakes, who does not dies; the others sleep on, for the terminal stays",
