@@ -116,17 +116,8 @@ func needSeccompHangup() error {
 	if os.Geteuid() != 0 {
 		return errors.New("another process's seccomp listener: needs root")
 	}
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
+	if err := needLinux(6, 11, "a seccomp listener that hangs up at an exit"); err != nil {
 		return err
-	}
-	var major, minor int
-	release := unix.ByteSliceToString(u.Release[:])
-	if _, err := fmt.Sscanf(release, "%d.%d", &major, &minor); err != nil {
-		return fmt.Errorf("kernel release %q: %w", release, err)
-	}
-	if major < 6 || major == 6 && minor < 11 {
-		return errors.New("a seccomp listener hangs up at an exit since Linux 6.11")
 	}
 	return needSeccomp()
 }

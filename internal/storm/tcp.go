@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -354,10 +353,8 @@ func needTCPMigration() error {
 	if err := needRoot("to have a network namespace")(); err != nil {
 		return err
 	}
-	if _, err := os.Stat(migrateSetting); err != nil {
-		return fmt.Errorf("%w (Linux 5.14 or later)", err)
-	}
-	return nil
+	// 5.10.223 has the setting as well, but no such wake.
+	return needLinux(5, 14, "connections that go to another listener")
 }
 
 // ownNetwork makes a network namespace with its loopback interface up.

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Topology is one way in which processes wait for each other.
@@ -93,4 +95,21 @@ func Lookup(name string) (*Topology, error) {
 		names[i] = Topologies[i].Name
 	}
 	return nil, fmt.Errorf("unknown topology %q: one of %s", name, strings.Join(names, ", "))
+}
+
+// needLinux asks for a release of the kernel where nothing else tells of a feature.
+func needLinux(major, minor int, feature string) error {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return err
+	}
+	var has, hasMinor int
+	release := unix.ByteSliceToString(u.Release[:])
+	if _, err := fmt.Sscanf(release, "%d.%d", &has, &hasMinor); err != nil {
+		return fmt.Errorf("kernel release %q: %w", release, err)
+	}
+	if has < major || has == major && hasMinor < minor {
+		return fmt.Errorf("%s: since Linux %d.%d", feature, major, minor)
+	}
+	return nil
 }
