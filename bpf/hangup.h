@@ -15,9 +15,6 @@
 #define TCP_CLOSE 7
 #define TCP_LAST_ACK 9
 
-/* Longer than it takes from a socket's change of state to the wakes. */
-#define HANGUP_NS 100000000
-
 struct address { /* IPv6, or IPv4 in its mapped form */
 	__u8 bytes[16];
 };
@@ -37,8 +34,7 @@ struct closer {
 };
 
 struct hangup {
-	struct closer by;
-	__u64 at_ns; /* 0: none */
+	struct closer by; /* tgid 0: nobody */
 
 	/* Which change of state this CPU took note of last: the copies of the program
 	 * that come after the one that did need not do it again. */
@@ -119,11 +115,10 @@ static __always_inline void record_hangup(struct closer *by)
 
 	if (!h)
 		return;
-	h->at_ns = 0;
+	h->by.tgid = 0;
 	if (!by)
 		return;
 	h->by = *by;
-	h->at_ns = bpf_ktime_get_ns();
 	any_hangup = 1;
 }
 
@@ -145,17 +140,17 @@ static __always_inline void note(struct sock *sk, struct task_struct *task, __u3
 	h->state = state;
 }
 
-/* This CPU has a segment of an established connection. Of another than the one that
- * changed its state last, it has nothing to do with that. */
-static __always_inline void receive(struct sock *sk)
+/* This CPU begins to work on a packet. What another did to a socket is over: not every
+ * packet that wakes somebody changes a state. */
+static __always_inline void forget_hangup(void)
 {
 	struct hangup *h;
 
 	if (!any_hangup)
 		return;
 	h = last_hangup();
-	if (h && h->sk != (__u64)sk)
-		h->at_ns = 0;
+	if (h)
+		h->by.tgid = 0;
 }
 
 /* Who closed the connection whose segment this CPU is working on, NULL for
@@ -167,7 +162,7 @@ static __always_inline struct closer *hung_up_by(void)
 	if (!any_hangup)
 		return 0;
 	h = last_hangup();
-	return h && h->at_ns && bpf_ktime_get_ns() - h->at_ns < HANGUP_NS ? &h->by : 0;
+	return h && h->by.tgid ? &h->by : 0;
 }
 
 #endif

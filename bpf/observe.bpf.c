@@ -345,12 +345,13 @@ static __always_inline void take_note(struct sock *sk, struct task_struct *task,
 		__sync_fetch_and_add(&lost_events, 1);
 }
 
-/* Comes before whatever the segment does (tcp_rcv_established). */
-SEC("tp_btf/tcp_probe")
-int BPF_PROG(segment, struct sock *sk)
+/* Of each packet, before any protocol sees it: those of one connection within this
+ * machine are delivered inside of it. */
+SEC("tp_btf/netif_receive_skb")
+int BPF_PROG(packet)
 {
 	if (observing)
-		receive(sk);
+		forget_hangup();
 	return 0;
 }
 

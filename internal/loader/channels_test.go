@@ -129,18 +129,23 @@ func stayHere(t *testing.T) {
 }
 
 // TestTrafficIsNotCharged: a connection whose one end died wakes the other, on the same
-// CPU as the data of others, which wake whom they would.
+// CPU as the data of others, which wake whom they would; so do connections that are half
+// closed, on which data changes no state and is not received as on others.
 func TestTrafficIsNotCharged(t *testing.T) {
 	e := newExecutor(t)
 	o := observe(t, e)
-	for _, family := range []struct {
-		name string
-		af   int
-		at   unix.Sockaddr
-	}{{"IPv4", unix.AF_INET, loopback4}, {"IPv6", unix.AF_INET6, loopback6}} {
-		t.Run(family.name, func(t *testing.T) {
+	for _, c := range []struct {
+		name       string
+		af         int
+		at         unix.Sockaddr
+		halfClosed bool
+	}{
+		{"IPv4", unix.AF_INET, loopback4, false}, {"IPv6", unix.AF_INET6, loopback6, false},
+		{"IPv4, half closed", unix.AF_INET, loopback4, true}, {"IPv6, half closed", unix.AF_INET6, loopback6, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
 			stayHere(t)
-			ours, theirs := tcpPair(t, family.af, family.at)
+			ours, theirs := tcpPair(t, c.af, c.at)
 			// Of a reset nothing more is heard; an orderly end is acknowledged.
 			if _, err := unix.Write(int(ours.Fd()), []byte{1}); err != nil {
 				t.Fatal(err)
@@ -149,7 +154,10 @@ func TestTrafficIsNotCharged(t *testing.T) {
 			reader := start(t, "read", nil, ours)
 			must(t, ours.Close())
 			reader.asleep(t, unix.SYS_READ)
-			from, to := tcpPair(t, family.af, family.at)
+			from, to := tcpPair(t, c.af, c.at)
+			if c.halfClosed {
+				must(t, unix.Shutdown(int(to.Fd()), unix.SHUT_WR))
+			}
 			other := start(t, "drain", nil, to)
 			tid, err := strconv.Atoi(other.says(t))
 			must(t, err)

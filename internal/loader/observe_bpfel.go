@@ -75,7 +75,6 @@ type observeFollowed struct {
 type observeHangup struct {
 	_     structs.HostLayout
 	By    observeCloser
-	AtNs  uint64
 	Sk    uint64
 	Task  uint64
 	State uint32
@@ -122,9 +121,9 @@ const (
 	observeMapReturned        = "returned"
 	observeMapStacks          = "stacks"
 	observeMapWakes           = "wakes"
+	observeProgPacket         = "packet"
 	observeProgProcessExit    = "process_exit"
 	observeProgReturning      = "returning"
-	observeProgSegment        = "segment"
 	observeProgSetSockState   = "set_sock_state"
 	observeProgSignalDeliver  = "signal_deliver"
 	observeProgSignalGenerate = "signal_generate"
@@ -183,9 +182,9 @@ type observeSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type observeProgramSpecs struct {
+	Packet         *ebpf.ProgramSpec `ebpf:"packet"`
 	ProcessExit    *ebpf.ProgramSpec `ebpf:"process_exit"`
 	Returning      *ebpf.ProgramSpec `ebpf:"returning"`
-	Segment        *ebpf.ProgramSpec `ebpf:"segment"`
 	SetSockState   *ebpf.ProgramSpec `ebpf:"set_sock_state"`
 	SignalDeliver  *ebpf.ProgramSpec `ebpf:"signal_deliver"`
 	SignalGenerate *ebpf.ProgramSpec `ebpf:"signal_generate"`
@@ -283,9 +282,9 @@ type observeVariables struct {
 //
 // It can be passed to loadObserveObjects or ebpf.CollectionSpec.LoadAndAssign.
 type observePrograms struct {
+	Packet         *ebpf.Program `ebpf:"packet"`
 	ProcessExit    *ebpf.Program `ebpf:"process_exit"`
 	Returning      *ebpf.Program `ebpf:"returning"`
-	Segment        *ebpf.Program `ebpf:"segment"`
 	SetSockState   *ebpf.Program `ebpf:"set_sock_state"`
 	SignalDeliver  *ebpf.Program `ebpf:"signal_deliver"`
 	SignalGenerate *ebpf.Program `ebpf:"signal_generate"`
@@ -296,9 +295,9 @@ type observePrograms struct {
 
 func (p *observePrograms) Close() error {
 	return _ObserveClose(
+		p.Packet,
 		p.ProcessExit,
 		p.Returning,
-		p.Segment,
 		p.SetSockState,
 		p.SignalDeliver,
 		p.SignalGenerate,

@@ -41,7 +41,7 @@ var stampers = []string{observeProgSignalGenerate, observeProgSignalDeliver, obs
 const interruptible = observeProgSetSockState
 
 // counters are the programs that have no second: they run with preemption off.
-var counters = []string{observeProgWaking, observeProgSwitching, observeProgSegment}
+var counters = []string{observeProgWaking, observeProgSwitching, observeProgPacket}
 
 // newObserver has space for so many different wakes, and so many threads that are
 // followed at a time.
