@@ -13,6 +13,7 @@
 #define TASK_TRACED 0x0008
 #define TASK_DEAD 0x0080
 #define TASK_WAKEKILL 0x0100
+#define TASK_RTLOCK_WAIT 0x1000 /* on PREEMPT_RT, since v5.15; no state before */
 
 static __always_inline __u64 group_start_ns(struct task_struct *task)
 {

@@ -85,7 +85,8 @@ static __always_inline bool read_trail(void *ctx, __u64 until, __u64 *trail)
  * a killable wait may be that of a vfork parent for its child. */
 static __always_inline bool awaits_event(__u32 state)
 {
-	return (state & (TASK_UNINTERRUPTIBLE | TASK_WAKEKILL)) != TASK_UNINTERRUPTIBLE;
+	return !(state & TASK_RTLOCK_WAIT) &&
+	       (state & (TASK_UNINTERRUPTIBLE | TASK_WAKEKILL)) != TASK_UNINTERRUPTIBLE;
 }
 
 /* Whether task waits for its children: it is queued where do_notify_parent() wakes.

@@ -124,7 +124,7 @@ func (m *measurement) wakes(self int32) {
 				continue
 			}
 			var ch waitgraph.Channel
-			if ch, row.Predicted = predicted[wakeKey{i, w.Channel}]; row.Predicted {
+			if ch, row.Predicted = predicted[wakeKey{i, measuredAs(w.Channel)}]; row.Predicted {
 				row.Channel = ch.String()
 			}
 		}
@@ -149,8 +149,9 @@ type wakeKey struct {
 	channel waitgraph.Channel
 }
 
-// measuredAs is the channel under which a wake shows on the kernel's stack: a
-// FIFO is released by pipe_release like any pipe.
+// measuredAs is the channel under which a wake may show on the kernel's stack: a
+// FIFO is released by pipe_release like any pipe. Only reads and writes tell them apart,
+// and since v6.15.
 func measuredAs(c waitgraph.Channel) waitgraph.Channel {
 	if c == waitgraph.ChannelFIFO {
 		return waitgraph.ChannelPipe

@@ -55,7 +55,7 @@ const int80 = "asm_int80_emulation"
 // and inline static functions on one kernel but not on another.
 var landmarks = map[trail][]string{
 	markExit:         {"do_exit"},
-	markInterrupt:    {irqTextStart, "asm_fred_entrypoint_kernel", "el1_irq", "el1h_64_irq", "el1h_64_irq_handler"},
+	markInterrupt:    {irqTextStart, "asm_fred_entrypoint_kernel", "fred_extint", "el1_irq", "el1h_64_irq", "el1h_64_irq_handler"},
 	markSoftirq:      {"__do_softirq", "handle_softirqs", "__napi_poll"},
 	markTCPReceive:   {"tcp_v4_rcv", "tcp_v6_rcv"},
 	markQueue:        {"__wake_up", "__wake_up_common", "__wake_up_common_lock"},
@@ -63,7 +63,7 @@ var landmarks = map[trail][]string{
 	// Whoever waits for these would run on in any case.
 	markKernel: {
 		"rwsem_wake", "up_read", "up_write", "mutex_unlock", "__mutex_unlock_slowpath", "up", "percpu_up_write",
-		"folio_unlock", "unlock_page", "wake_page_function", "bit_wake_function", "var_wake_function",
+		"folio_unlock", "unlock_page", "wake_page_function",
 	},
 
 	// The first of each is what a death comes through; the others are what an

@@ -229,7 +229,9 @@ func wakeeOf(k *watchWakeKey) waitgraph.KernelIdentity {
 	return waitgraph.KernelIdentity{KernelPID: k.Wakee, StartNS: k.WakeeStartNs}
 }
 
-// readLiving returns who is watched, and forgets those who ended a while ago.
+// readLiving returns who is watched, and forgets those who began to end a while ago. Who
+// is still selected has not got to its end: to let go of its memory, which comes first,
+// may take longer.
 func (w *Watcher) readLiving() (map[waitgraph.KernelIdentity]watchWatched, error) {
 	watched, err := w.readWatched()
 	if err != nil {
@@ -237,7 +239,7 @@ func (w *Watcher) readLiving() (map[waitgraph.KernelIdentity]watchWatched, error
 	}
 	now := monotonicNS()
 	for p, state := range watched {
-		if state.ExitedNs == 0 || state.ExitedNs+uint64(w.grace) > now {
+		if state.ExitedNs == 0 || state.ExitedNs+uint64(w.grace) > now || w.selected[p] {
 			continue
 		}
 		if err := w.coll.Maps[watchMapWatched].Delete(p.KernelPID); err != nil {
