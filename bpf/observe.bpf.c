@@ -102,14 +102,17 @@ int BPF_PROG(signal_deliver, int sig, void *info, struct k_sigaction *ka)
 	return 0;
 }
 
-/* The last switch away from the dead: where process_exit was passed over, the exit
- * is as late as this. Nothing is passed over here, with preemption off. */
+/* The last switch away from the dead. Where process_exit was passed over, the exit is as
+ * late as this. Nothing is passed over here, with preemption off. */
 static __always_inline void stamp_end(struct task_struct *task)
 {
 	struct doomed *d = find_doomed(task);
 
-	if (d && !d->exit_ns && !BPF_CORE_READ(task, signal, live.counter))
-		d->exit_ns = bpf_ktime_get_ns();
+	if (!d || BPF_CORE_READ(task, signal, live.counter))
+		return;
+	d->gone_ns = bpf_ktime_get_ns(); /* of several threads the last one's stays */
+	if (!d->exit_ns)
+		d->exit_ns = d->gone_ns;
 }
 
 static __always_inline bool count_wake(struct wake_key *key, struct task_struct *wakee, bool again)

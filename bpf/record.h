@@ -198,6 +198,7 @@ struct doomed {
 	__u64 delivered_ns; /* SIGKILL delivered */
 	__u64 early_ns; /* last woken by another's death before its signal */
 	__u64 exit_ns; /* the last thread is exiting */
+	__u64 gone_ns; /* the last thread left its CPU for good, memory and files released */
 	__s32 waker; /* tgid of the dying process that woke it early */
 	__u8 inherited; /* a child forked in the race */
 	__u8 woken; /* slept when recording began, then woken by anybody before its signal */

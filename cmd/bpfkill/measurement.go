@@ -72,8 +72,8 @@ func (m *measurement) fates() {
 		if f.SignalledNS == 0 {
 			continue
 		}
-		if f.ExitNS > f.SignalledNS {
-			exits = append(exits, f.ExitNS-f.SignalledNS)
+		if end := max(f.GoneNS, f.ExitNS); end > f.SignalledNS {
+			exits = append(exits, end-f.SignalledNS)
 		}
 		// Children forked in the race are swept after the window.
 		if f.Inherited {

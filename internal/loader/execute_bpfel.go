@@ -26,6 +26,7 @@ type executeDoomed struct {
 	DeliveredNs uint64
 	EarlyNs     uint64
 	ExitNs      uint64
+	GoneNs      uint64
 	Waker       int32
 	Inherited   uint8
 	Woken       uint8

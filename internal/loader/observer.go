@@ -149,7 +149,8 @@ type Fate struct {
 
 	SignalledNS uint64 // SIGKILL generated
 	DeliveredNS uint64 // SIGKILL delivered
-	ExitNS      uint64 // its last thread began to exit
+	ExitNS      uint64 // its last thread began to exit; until v6.15 it had let go of its memory by then
+	GoneNS      uint64 // its last thread left its CPU for good, its memory and files released
 	EarlyNS     uint64 // last woken by another's death before its own signal
 	Waker       int32  // by whom: KernelPID
 
@@ -212,7 +213,7 @@ func (o *Observer) Collect() (*Observation, error) {
 	for tgid, d := range doomed {
 		obs.Fates = append(obs.Fates, Fate{
 			KernelIdentity: waitgraph.KernelIdentity{KernelPID: tgid, StartNS: d.StartNs},
-			SignalledNS:    d.GeneratedNs, DeliveredNS: d.DeliveredNs, ExitNS: d.ExitNs,
+			SignalledNS:    d.GeneratedNs, DeliveredNS: d.DeliveredNs, ExitNS: d.ExitNs, GoneNS: d.GoneNs,
 			EarlyNS: d.EarlyNs, Waker: d.Waker,
 			Inherited: d.Inherited != 0, Tripped: d.Tripped != 0, Returned: d.Returned != 0,
 		})

@@ -54,8 +54,12 @@ func TestBystandersWakeIsNamed(t *testing.T) {
 	if got[0] != want || got[0].CPU == 0 && !coarse {
 		t.Errorf("%+v, want one %+v", got, want)
 	}
-	f := fateOf(t, o, d.writer)
-	if f.SignalledNS == 0 || f.DeliveredNS < f.SignalledNS || f.ExitNS < f.DeliveredNS {
+	var f Fate
+	eventually(t, "the writer is gone", func() bool {
+		f = fateOf(t, o, d.writer)
+		return f.GoneNS != 0
+	})
+	if f.SignalledNS == 0 || f.DeliveredNS < f.SignalledNS || f.ExitNS < f.DeliveredNS || f.GoneNS < f.ExitNS {
 		t.Errorf("the writer's times are out of order: %+v", f)
 	}
 }
@@ -284,7 +288,7 @@ func TestNothingIsRecordedOutsideStartAndStop(t *testing.T) {
 	if !d.settled(t) {
 		t.Fatal("the reader died")
 	}
-	if f := fateOf(t, o, d.writer); f.SignalledNS != 0 || f.ExitNS != 0 {
+	if f := fateOf(t, o, d.writer); f.SignalledNS != 0 || f.ExitNS != 0 || f.GoneNS != 0 {
 		t.Errorf("%+v", f)
 	}
 	if w := wakesOf(t, o, d.reader); len(w) != 0 {

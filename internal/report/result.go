@@ -70,7 +70,8 @@ type Wake struct {
 	CPUNS       uint64  `json:"cpu_ns"`
 }
 
-// ExitNS are the times from a process's signal to its exit, in nanoseconds.
+// ExitNS are the times from a process's signal until its last thread left its CPU for
+// good, its memory and files released, in nanoseconds.
 type ExitNS struct {
 	P50 uint64 `json:"p50"`
 	P99 uint64 `json:"p99"`
