@@ -112,6 +112,7 @@ struct descriptor_record {
 
 #define DESCRIPTOR_HIDES 1 /* may hold files that are in no descriptor table */
 #define DESCRIPTOR_SILENT 2 /* TCP: its end tells the other side nothing */
+#define DESCRIPTOR_EAGER 4 /* pipes: a write that is interrupted tells who polls for data */
 
 #define OBJECT_PIPE 1
 #define OBJECT_FIFO 2

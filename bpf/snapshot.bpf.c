@@ -437,6 +437,8 @@ static __always_inline bool fill_pipe(struct descriptor_record *r, struct file *
 	r->writers = pipe->writers;
 	r->own[0] = push_occupied(&pipe->rd_wait);
 	r->own[1] = push_occupied(&pipe->wr_wait);
+	if (bpf_core_field_exists(pipe->poll_usage)) /* set where anybody polls */
+		r->flags |= DESCRIPTOR_EAGER;
 	return true;
 }
 

@@ -215,6 +215,7 @@ struct pipe_inode_info {
 	wait_queue_head_t wr_wait;
 	unsigned int readers;
 	unsigned int writers;
+	bool poll_usage; /* since v5.14, 3b844826b6c6 */
 };
 
 struct poll_wqueues { /* poll and select: leads from the entry to the task */

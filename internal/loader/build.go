@@ -20,8 +20,9 @@ type snapshotBuilder struct {
 	snap    *waitgraph.Snapshot
 	process map[taskKey]int32
 	object  map[uint64]int32
-	queue   map[uint64]int32 // wait queue -> the object whose sleepers are on it
-	writers map[uint64]bool  // wait queues of those who write to a pipe
+	queue   map[uint64]int32  // wait queue -> the object whose sleepers are on it
+	writers map[uint64]bool   // wait queues of those who write to a pipe
+	eager   map[uint64]uint64 // such a queue -> that of the readers, of whom each write's end tells who polls
 	file    map[uint64]int32
 	table   map[uint64]int32
 	master  map[int32]bool // objects that are masters of terminals
@@ -74,6 +75,7 @@ func newSnapshotBuilder() *snapshotBuilder {
 		object:  make(map[uint64]int32),
 		queue:   make(map[uint64]int32),
 		writers: make(map[uint64]bool),
+		eager:   make(map[uint64]uint64),
 		file:    make(map[uint64]int32),
 		table:   make(map[uint64]int32),
 		master:  make(map[int32]bool),
@@ -97,12 +99,49 @@ func (b *snapshotBuilder) build(sleepers []snapshotSleeperRecord, links []snapsh
 	b.peers.addMissing(b)
 	b.finishKin()
 	b.watch.addPolls(b, sleepers)
+	b.addInterrupted(sleepers)
 	b.addSleepers(sleepers)
 	b.noteCalls()
 	b.finishLocks()
 	b.sem.addObjects(b, sleepers)
 	b.futex.addObjects(b, sleepers)
 	return b.snap
+}
+
+// addInterrupted makes an object of each blocked write to a pipe that somebody polls for
+// data: the death of who writes ends it, and at the end of each write those are told, some
+// of whom have not taken what they were told of before (pipe_write, since v5.14).
+func (b *snapshotBuilder) addInterrupted(recs []snapshotSleeperRecord) {
+	if len(b.eager) == 0 {
+		return
+	}
+	polled := make(map[uint64]bool)
+	for i := range recs {
+		if recs[i].polls() {
+			polled[recs[i].QueueId] = true
+		}
+	}
+	type write struct {
+		queue uint64
+		proc  int32
+	}
+	seen := make(map[write]bool)
+	for i := range recs {
+		r := &recs[i]
+		readers, ok := b.eager[r.QueueId]
+		if !ok || !polled[readers] || r.Tgid == 0 || r.Via != uint8(waitgraph.ViaPlain) {
+			continue
+		}
+		w := write{r.QueueId, b.outsider(taskKey{r.Tgid, r.StartNs}, comm(r.Comm[:]))}
+		if seen[w] {
+			continue
+		}
+		seen[w] = true
+		pipe := b.snap.Objects[b.queue[r.QueueId]]
+		obj := b.newObject(waitgraph.Object{Channel: pipe.Channel, Name: pipe.Name + " (write)", Call: true})
+		b.hold(obj, w.proc)
+		b.link(obj, readers|pollersOnly)
+	}
 }
 
 // noteCalls finds who is blocked in a read or write of a pipe that it has no descriptor
@@ -193,6 +232,9 @@ func (b *snapshotBuilder) addDescriptor(r *snapshotDescriptorRecord) {
 	}
 	if r.Kind == objectPipe || r.Kind == objectFIFO {
 		b.writers[r.Own[1]] = true
+		if r.Flags&descriptorEager != 0 && r.Own[0] != 0 && r.Own[1] != 0 {
+			b.eager[r.Own[1]] = r.Own[0]
+		}
 	}
 	file, ok := b.file[r.FileId]
 	if !ok || b.snap.Files[file].Object != obj { // another, which got the address since
@@ -224,6 +266,7 @@ const (
 const (
 	descriptorHides = 1 << iota
 	descriptorSilent
+	descriptorEager
 )
 
 // objectName says the channel of an object, and how its source is called.

@@ -59,7 +59,7 @@ func (b *snapshotBuilder) addSleepers(recs []snapshotSleeperRecord) {
 	visit := make(map[uint64]bool, len(b.queue))
 	for i := range recs { // maps have no order
 		id := recs[i].QueueId
-		for _, id := range [...]uint64{id, id | sendersOnly} {
+		for _, id := range [...]uint64{id, id | sendersOnly, id | pollersOnly} {
 			if obj, ok := b.queue[id]; ok && !visit[id] {
 				visit[id] = true
 				b.addQueue(&q, obj, id, waitgraph.ViaPlain)
@@ -69,9 +69,17 @@ func (b *snapshotBuilder) addSleepers(recs []snapshotSleeperRecord) {
 	}
 }
 
-// sendersOnly marks the name of a queue, which is even, where only those on it
-// count who wait for room to send.
-const sendersOnly = 1
+// Marks in the name of a queue, which is an address, where only those on it count who
+// wait for room to send, or who poll for data.
+const (
+	sendersOnly = 1 << iota
+	pollersOnly
+)
+
+// polls reports whether an entry polls for data, itself or by way of epoll or a ring.
+func (r *snapshotSleeperRecord) polls() bool {
+	return r.Via != uint8(waitgraph.ViaPlain) && r.Events&(unix.EPOLLIN|unix.EPOLLRDNORM) != 0
+}
 
 // sends reports whether an entry waits for room to send. Who waits for data to
 // read queues exclusively (__skb_wait_for_more_packets), who waits for room
@@ -97,9 +105,9 @@ func (b *snapshotBuilder) addQueue(q *queues, obj int32, id uint64, through wait
 	}
 	q.depth++
 	defer func() { q.depth-- }()
-	for _, r := range q.entries[id&^sendersOnly] {
+	for _, r := range q.entries[id&^(sendersOnly|pollersOnly)] {
 		switch {
-		case id&sendersOnly != 0 && !r.sends():
+		case id&sendersOnly != 0 && !r.sends(), id&pollersOnly != 0 && !r.polls():
 		case r.Via == viaEpoll:
 			before := *q
 			q.edge = q.edge || r.Events&(unix.EPOLLET|unix.EPOLLONESHOT) != 0

@@ -23,6 +23,30 @@ var epollTopologies = []Topology{
 				way{"one-shot, armed", func() { b.epollRearmed(regIn) }})...)
 		},
 	}, {
+		Name: "pipe-interrupted", Unit: "servers", Channel: "pipe",
+		Summary: "servers in a write to a full pipe whose ends a router keeps, each with a router in epoll_pwait on the pipe: edge-triggered, with data that was reported",
+		Outcome: "every router in epoll_pwait wakes: a write that ends tells of data once more",
+		needs:   func() error { return needLinux(5, 14, "a pipe whose interrupted writes wake who polls") },
+		build: func(b *builder, n int) {
+			b.trees(n, &node{
+				role: "keeper",
+				open: func() { b.pipe(regIn, regOut) },
+				wait: b.pause,
+				children: []*node{
+					{
+						comm: Target, role: "server", wakes: diesOf("keeper", "watcher"),
+						open: func() { b.closeFD(regIn) },
+						wait: func() { b.writeToFull(regOut) },
+					},
+					{
+						role: "watcher", after: "server", wakes: dies("server"),
+						open: func() { b.closeFD(regOut) },
+						wait: func() { b.epollAgain(regIn, unix.EPOLLIN|unix.EPOLLET) },
+					},
+				},
+			})
+		},
+	}, {
 		Name: "epoll-oneshot", Unit: "servers", Channel: "pipe", Quiet: true,
 		Summary: "servers, each with a router child in epoll_pwait on its pipe, one-shot, and the one event was had already",
 		Outcome: "nobody wakes",

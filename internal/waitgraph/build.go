@@ -23,9 +23,8 @@ var (
 // has some, so every sleeper waits on both sides, whichever queue it sleeps on.
 // Where the other side has none, every file that goes wakes, but for the last.
 // Of other objects the whole goes, and wakes those whom links lead to.
-func sides(c Channel) []side {
-	switch c {
-	case ChannelPipe, ChannelFIFO:
+func (o *Object) sides() []side {
+	if o.wakesItself() {
 		return pipeSides
 	}
 	return openSides
@@ -33,7 +32,9 @@ func sides(c Channel) []side {
 
 // wakesItself reports whether the loss of a side wakes the object's own
 // sleepers.
-func wakesItself(c Channel) bool { return c == ChannelPipe || c == ChannelFIFO }
+func (o *Object) wakesItself() bool {
+	return !o.Call && (o.Channel == ChannelPipe || o.Channel == ChannelFIFO)
+}
 
 // counted is the kernel's own count of files on one side.
 func (o *Object) counted(e End) int64 {
@@ -141,7 +142,7 @@ func (b *builder) object(o int32, obj *Object) {
 	if len(v.sleepers) == 0 && len(v.links) == 0 {
 		return
 	}
-	for _, side := range sides(obj.Channel) {
+	for _, side := range obj.sides() {
 		counted := obj.counted(side.end)
 		if side.other != 0 && obj.counted(side.other) == 0 {
 			b.eachFile(o, obj, v, side, counted)
@@ -228,7 +229,7 @@ func (b *builder) stops(side side, v view, source int32) {
 // or those who die of it.
 func (b *builder) woken(obj *Object, v view, side side, deadly bool) []sleeper {
 	b.gathered = b.gathered[:0]
-	if wakesItself(obj.Channel) {
+	if obj.wakesItself() {
 		for _, s := range v.sleepers {
 			if b.breaks(side, s) == deadly {
 				b.gathered = append(b.gathered, s)

@@ -176,6 +176,10 @@ type Object struct {
 	// the only side is EndOpen, Writers counts it.
 	Readers, Writers int32
 
+	// Call is set for a call that is blocked on a pipe or FIFO, held by who is in it: it
+	// ends as a whole, and has no sides.
+	Call bool
+
 	// Deadly is set where who sleeps here is not woken only, but ended: by a
 	// signal.
 	Deadly bool
