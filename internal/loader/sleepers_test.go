@@ -444,14 +444,14 @@ func readFile(t testing.TB, path string) string {
 // TestThreadsOnOneInstance: that many threads of a process sleep on an epoll instance
 // that watches many objects is one sleeper for each object.
 func TestThreadsOnOneInstance(t *testing.T) {
-	const instance, objects, threads = 2, 3, 64
+	const instance, objects, threads = 8, 3, 64
 	b := snapshotBuilder{
 		snap: &waitgraph.Snapshot{Objects: make([]waitgraph.Object, objects)}, process: map[taskKey]int32{}, queue: map[uint64]int32{}, master: map[int32]bool{},
 		object: map[uint64]int32{}, file: map[uint64]int32{},
 	}
 	var recs []snapshotSleeperRecord
 	for obj := range uint64(objects) {
-		queue := 100 + 2*obj
+		queue := 800 + 8*obj
 		b.queue[queue] = int32(obj)
 		recs = append(recs, snapshotSleeperRecord{EntryId: 1000 + obj, QueueId: queue, LinkId: instance, Via: viaEpoll})
 	}
