@@ -33,11 +33,7 @@ var epollTopologies = []Topology{
 				open: func() { b.pipe(regIn, regOut) },
 				wait: b.pause,
 				children: []*node{
-					{
-						comm: Target, role: "server", wakes: diesOf("keeper", "watcher"),
-						open: func() { b.closeFD(regIn) },
-						wait: func() { b.writeToFull(regOut) },
-					},
+					{comm: Target, role: "server", wait: func() { b.writeToFull(regOut) }},
 					{
 						role: "watcher", after: "server", wakes: dies("server"),
 						open: func() { b.closeFD(regOut) },
