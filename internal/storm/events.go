@@ -219,7 +219,7 @@ func buildSignalfdInherited(b *builder, n int) {
 		comm: Target, role: "server",
 		open: func() { b.signalFD(regIn, unix.SIGUSR1); b.epollInstance(regFD, regIn, unix.EPOLLIN) },
 		children: []*node{{
-			role: "router", wakes: []when{{deaths: []string{"server"}, effect: Stirs}},
+			role: "router", wakes: stirs("server"),
 			wait: func() { b.epollWait(regFD) },
 		}},
 	})

@@ -17,18 +17,7 @@ var ioUringTopologies = []Topology{
 		Unaccounted:   true,
 		Unpredictable: "a ring's files are in no descriptor table, and it is not the dying process that lets them go",
 		needs:         needIOUring,
-		build: func(b *builder, n int) {
-			b.trees(n, &node{
-				comm: Target, role: "server",
-				open: func() { b.pipe(regIn, regOut) },
-				shut: func() { b.closeFD(regIn); b.ringHolds(regOut); b.closeFD(regOut) },
-				children: []*node{{
-					role: "reader", wakes: dies("server"),
-					open: func() { b.closeFD(regOut) },
-					wait: func() { b.read(regIn) },
-				}},
-			})
-		},
+		build:         func(b *builder, n int) { b.trees(n, b.readsFromHolder(b.ringHolds)) },
 	}, {
 		Name: "io_uring-poll", Unit: "servers", Channel: "pipe",
 		Summary: "servers, each with a router child that polls its pipe by way of an io_uring, and waits for the ring's completion, or for something else",
@@ -37,7 +26,7 @@ var ioUringTopologies = []Topology{
 		build: func(b *builder, n int) {
 			kinds := b.pairs(func() { b.pipe(regIn, regOut) }, dies("server"),
 				way{"poller", func() { b.ring(regFD); b.ringPoll(regIn); b.ringWait() }})
-			elsewhere := b.pairs(func() { b.pipe(regIn, regOut) }, []when{{deaths: []string{"server"}, effect: Stirs}},
+			elsewhere := b.pairs(func() { b.pipe(regIn, regOut) }, stirs("server"),
 				way{"elsewhere", func() { b.ring(regFD); b.ringPoll(regIn); b.ringSubmit(); b.pause() }})
 			b.trees(n, append(kinds, elsewhere...)...)
 		},
@@ -101,18 +90,7 @@ var ioUringTopologies = []Topology{
 		Late:          true,
 		Unpredictable: "a request's file is in no descriptor table, and it is not the dying process that lets it go",
 		needs:         needAIO,
-		build: func(b *builder, n int) {
-			b.trees(n, &node{
-				comm: Target, role: "server",
-				open: func() { b.pipe(regIn, regOut) },
-				shut: func() { b.closeFD(regIn); b.submitPoll(regOut); b.closeFD(regOut) },
-				children: []*node{{
-					role: "reader", wakes: dies("server"),
-					open: func() { b.closeFD(regOut) },
-					wait: func() { b.read(regIn) },
-				}},
-			})
-		},
+		build:         func(b *builder, n int) { b.trees(n, b.readsFromHolder(b.submitPoll)) },
 	},
 }
 
@@ -160,6 +138,21 @@ func needIOUringWrite() error {
 // ring sets up an io_uring of one entry, with its parameters in scratchStruct.
 func (b *builder) ring(fd int) {
 	b.must(fd, unix.SYS_IO_URING_SETUP, imm(1), imm(b.scratch+scratchStruct))
+}
+
+// readsFromHolder is a server that has something else hold the write end of its child's
+// pipe, and closes it.
+func (b *builder) readsFromHolder(hold func(fd int)) *node {
+	return &node{
+		comm: Target, role: "server",
+		open: func() { b.pipe(regIn, regOut) },
+		shut: func() { b.closeFD(regIn); hold(regOut); b.closeFD(regOut) },
+		children: []*node{{
+			role: "reader", wakes: dies("server"),
+			open: func() { b.closeFD(regOut) },
+			wait: func() { b.read(regIn) },
+		}},
+	}
 }
 
 // ringHolds has a ring hold a descriptor.

@@ -66,7 +66,7 @@ func buildPtraceTracer(b *builder, n int) {
 			b.stopTraced(unix.SIGUSR1)
 		}}),
 		server(&node{
-			role: "at SIGSTOP", wakes: []when{{deaths: []string{"server"}, effect: Stirs}},
+			role: "at SIGSTOP", wakes: stirs("server"),
 			// In a session of its own: a stopped member of the storm's group would
 			// bring SIGHUP on all of it when the last of its parents dies.
 			open: func() { b.must(regTemp, unix.SYS_SETSID) },

@@ -246,7 +246,6 @@ func buildPerf(b *builder, n int) {
 	server := func(poller *node) *node {
 		return &node{comm: Target, role: "server", children: []*node{poller}}
 	}
-	stirs := []when{{deaths: []string{"server"}, effect: Stirs}}
 	b.trees(n, server(&node{
 		role: "poller", wakes: dies("server"),
 		wait: func() {
@@ -257,7 +256,7 @@ func buildPerf(b *builder, n int) {
 		},
 	}), server(&node{
 		// It polls an event of its own, to whose buffer the server's writes.
-		role: "sharer", wakes: stirs,
+		role: "sharer", wakes: stirs("server"),
 		wait: func() {
 			b.must(regPID, unix.SYS_GETPPID)
 			measure(regIn, plain, imm(0), imm(0))
@@ -268,7 +267,7 @@ func buildPerf(b *builder, n int) {
 		},
 	}), &node{
 		// It polls an event of its own, which the server has inherited.
-		role: "ancestor", wakes: stirs,
+		role: "ancestor", wakes: stirs("server"),
 		open: func() { measure(regIn, inherited, imm(0), imm(0)); buffer(regIn) },
 		wait: func() { b.poll(regIn) },
 		children: []*node{{

@@ -24,7 +24,7 @@ var threadTopologies = []Topology{
 				role: "tracer", wakes: anyDies("child", "parent"), after: "parent",
 				wait: func() { b.pidOf(regPID, 1); b.traceAndWait() },
 				children: []*node{{
-					role: "parent", wakes: []when{{deaths: []string{"child"}, effect: Stirs}}, wait: b.pause,
+					role: "parent", wakes: stirs("child"), wait: b.pause,
 					children: []*node{{comm: Target, role: "child"}},
 				}},
 			})

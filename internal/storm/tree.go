@@ -60,6 +60,9 @@ func dies(roles ...string) []when { return []when{{deaths: roles}} }
 // diesOf is the wake of one who dies when the roles have all died.
 func diesOf(roles ...string) []when { return []when{{deaths: roles, effect: Dies}} }
 
+// stirs is the wake of one who is woken when the roles have all died, and sleeps on.
+func stirs(roles ...string) []when { return []when{{deaths: roles, effect: Stirs}} }
+
 // anyDies are the wakes of one who runs when one of the roles has died.
 func anyDies(roles ...string) []when {
 	var out []when

@@ -56,7 +56,7 @@ var ttyTopologies = []Topology{
 					{comm: Target, role: "server", wait: func() { b.read(regIn) }},
 					{
 						role: "behind", after: "server", wait: func() { b.read(regIn) },
-						wakes: []when{{deaths: []string{"server"}, effect: Stirs}},
+						wakes: stirs("server"),
 					},
 				},
 			})
