@@ -200,6 +200,21 @@ func (b *snapshotBuilder) link(object int32, queue uint64) {
 	b.snap.Links = append(b.snap.Links, waitgraph.Link{From: object, To: b.queueObject(queue)})
 }
 
+// newLink adds an object whose sleepers the end of another wakes: those who wait
+// elsewhere than on a wait queue.
+func (b *snapshotBuilder) newLink(from int32, o waitgraph.Object) (to int32) {
+	to = b.newObject(o)
+	b.snap.Links = append(b.snap.Links, waitgraph.Link{From: from, To: to})
+	return to
+}
+
+// addWaiter has a process sleep there, in a line or not.
+func (b *snapshotBuilder) addWaiter(obj, proc, line int32) {
+	b.snap.Sleepers = append(b.snap.Sleepers, waitgraph.Sleeper{
+		Object: obj, Process: proc, Via: waitgraph.ViaOther, File: -1, Line: line,
+	})
+}
+
 func (b *snapshotBuilder) addDescriptor(r *snapshotDescriptorRecord) {
 	proc, table, ok := b.owner(r)
 	if !ok {

@@ -38,13 +38,10 @@ func (f *futexBuilder) addObjects(b *snapshotBuilder, recs []snapshotSleeperReco
 		}
 		obj := b.newObject(waitgraph.Object{Channel: waitgraph.ChannelFutex, Name: "futex"})
 		b.hold(obj, owner)
-		to := b.newObject(waitgraph.Object{})
-		b.snap.Links = append(b.snap.Links, waitgraph.Link{From: obj, To: to})
+		to := b.newLink(obj, waitgraph.Object{})
 		line := b.addLine(waiters)
 		for _, proc := range waiters {
-			b.snap.Sleepers = append(b.snap.Sleepers, waitgraph.Sleeper{
-				Object: to, Process: proc, Via: waitgraph.ViaOther, File: -1, Line: line,
-			})
+			b.addWaiter(to, proc, line)
 		}
 	}
 }

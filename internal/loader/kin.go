@@ -110,8 +110,7 @@ func (b *snapshotBuilder) hangup(m terminalMaster) {
 	if !p.Stopped && !p.Deadly.Has(sigHUP) && !p.Interruptible.Has(sigHUP) && !p.Interruptible.Has(sigCONT) {
 		return
 	}
-	o := b.newObject(waitgraph.Object{Deadly: p.Deadly.Has(sigHUP)})
-	b.snap.Links = append(b.snap.Links, waitgraph.Link{From: m.object, To: o})
+	o := b.newLink(m.object, waitgraph.Object{Deadly: p.Deadly.Has(sigHUP)})
 	b.snap.Sleepers = append(b.snap.Sleepers, waitgraph.Sleeper{
 		Object: o, Process: leader, Via: waitgraph.ViaSignal, File: -1,
 	})

@@ -157,8 +157,7 @@ func (s *semBuilder) addObject(b *snapshotBuilder, set *semSet, who map[uint64]*
 			}
 		}
 	}
-	queue := b.newObject(waitgraph.Object{})
-	b.snap.Links = append(b.snap.Links, waitgraph.Link{From: obj, To: queue})
+	queue := b.newLink(obj, waitgraph.Object{})
 	process := func(list []uint64) (procs []int32) {
 		for _, w := range list {
 			if r := who[w]; r != nil && r.Tgid != 0 {
@@ -170,9 +169,7 @@ func (s *semBuilder) addObject(b *snapshotBuilder, set *semSet, who map[uint64]*
 	add := func(procs []int32, line int32, times int) {
 		for _, proc := range procs {
 			for range times {
-				b.snap.Sleepers = append(b.snap.Sleepers, waitgraph.Sleeper{
-					Object: queue, Process: proc, Via: waitgraph.ViaOther, File: -1, Line: line,
-				})
+				b.addWaiter(queue, proc, line)
 			}
 		}
 	}
